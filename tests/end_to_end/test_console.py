@@ -109,6 +109,7 @@ async def test_a_running_job_moves_on_the_screen_and_is_stopped_and_kept(
     services, user, _ = here
     async with long_job(user) as job, signed_in(here) as (one, page):
         await page.get_by_role("link", name=re.compile(job)).click()
+        await expect_kind(page, "Training")
         bar = page.get_by_role("progressbar", name="Training")
         await expect(bar).to_be_visible(timeout=PATIENCE)
         first = await bar.get_attribute("value")
@@ -247,6 +248,7 @@ async def test_a_dropped_folder_is_mended_trained_as_it_was_mended_and_drawn_wit
         await page.get_by_label("Address of your webhook").fill(user.web.url("/console"))
         await page.get_by_label("At the start").check()
         await page.get_by_label("Longest run").fill("86000000")
+        check = page.url.rpartition("=")[2]
         await page.get_by_role("button", name="Start the training").click()
 
         done = page.locator(".job-head .status")
@@ -270,6 +272,19 @@ async def test_a_dropped_folder_is_mended_trained_as_it_was_mended_and_drawn_wit
         drawn = page.get_by_role("main").locator("img").first
         await expect(drawn).to_be_visible(timeout=PATIENCE)
         await one.assert_accessible(page)
+        await page.get_by_role("article").get_by_role("link").first.click()
+        await expect_kind(page, "Drawing")
+        await page.goto(f"{one.url}/#/jobs/{check}")
+        await expect_kind(page, "Check of a data set")
+        await expect(page.get_by_role("link", name="Draw with this model")).to_have_count(0)
+        await page.get_by_role("link", name="Train on these pictures").click()
+        await expect(page.get_by_role("textbox", name="IMG_2042.heic")).to_have_value(PROMPTS[1])
+
+
+async def expect_kind(page: Page, kind: str) -> None:
+    """A job's screen says what kind of job it is."""
+    title = re.compile(f"^{kind} [0-9a-f]{{8}}")
+    await expect(page.get_by_role("heading", level=1)).to_have_text(title)
 
 
 async def drop(page: Page, path: Path) -> None:
@@ -326,6 +341,40 @@ async def test_a_lost_connection_is_said_and_made_good(here: World) -> None:
 
         shown = page.locator(".job").filter(has_text=job).locator(".status")
         await expect(shown).to_have_text("Cancelled", timeout=PATIENCE)
+
+
+CLAIMS = {
+    "/": "No jobs yet", "/draw": "Nothing drawn yet", "/gallery": "No images yet",
+    "/system": "Nothing needs you",
+}  # fmt: skip
+"""What each screen says when it has found nothing."""
+
+
+async def test_what_could_not_be_read_is_not_said_to_be_empty(here: World) -> None:
+    services, _, chromium = here
+    lists = re.compile(r"/jobs\?|/admin/")
+    async with keys_of(services) as keys:
+        await keys.add(a_key("new-key", *CLIENT_SCOPES, "operate"))
+    async with visit(chromium, services.first("gateway").url) as one:
+        one.expected = ("ERR_FAILED",)
+        page = await one.page()
+        problem = page.get_by_role("alert").filter(has_text="The server does not answer")
+        await page.route(lists, lambda route: route.abort())
+        await sign_in(page, "new-key")
+        for screen, claim in CLAIMS.items():
+            await page.goto(f"{one.url}/#{screen}")
+            await expect(problem).to_be_visible()
+            await expect(page.get_by_text(claim)).to_have_count(0)
+        await page.unroute(lists)
+        for screen, claim in CLAIMS.items():
+            await page.goto(f"{one.url}/#{screen}")
+            await expect(page.get_by_text(claim)).to_be_visible()
+            await expect(problem).to_have_count(0)
+        await page.route(lists, lambda route: route.abort())
+        for screen, claim in CLAIMS.items():
+            await page.goto(f"{one.url}/#{screen}")
+            await expect(problem).to_be_visible()
+            await expect(page.get_by_text(claim)).to_have_count(0)
 
 
 async def test_a_key_that_is_disabled_costs_nothing_that_was_typed(here: World) -> None:
@@ -423,6 +472,10 @@ async def test_of_many_jobs_and_samples_a_page_has_few(here: World) -> None:
         await expect(jobs.filter(has_text=newest)).to_have_count(0)
         await page.get_by_label("Status").select_option("FAILED")
         await expect(page.locator(".job .failed")).to_have_count(50)
+        await page.get_by_label("Kind").select_option("Drawing")
+        await expect(page.get_by_text("No job matches.")).to_be_visible()
+        await page.go_back()
+        await expect(jobs).to_have_count(50)
         await page.go_back()
         await page.get_by_role("link", name="Newest jobs").click()
         await page.get_by_label("Search by id").fill(grid[:13].upper())

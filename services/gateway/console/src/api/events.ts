@@ -41,6 +41,8 @@ export type StreamEvent<T extends EventType = EventType> = {
 interface Options {
   /** Called whenever the stream is connected: what came before must be read anew. */
   onOpen?: () => void;
+  /** Called when there is no stream any more: what it is of may be gone. */
+  onEnd?: () => void;
   /** Whether there can be more after the server has ended the stream. */
   goesOn?: () => boolean;
 }
@@ -56,7 +58,7 @@ interface Options {
 export function follow<T extends EventType>(
   path: string, types: readonly T[], handle: (event: StreamEvent<T>) => void, options: Options = {},
 ): () => void {
-  const { onOpen = () => {}, goesOn = () => true } = options;
+  const { onOpen = () => {}, onEnd = () => {}, goesOn = () => true } = options;
   let source: EventSource | undefined;
   let again: number | undefined;
   let lost: number | undefined;
@@ -86,6 +88,7 @@ export function follow<T extends EventType>(
       if (source?.readyState === EventSource.CLOSED) {
         // Something else than a stream was answered: a job is over, a key is not valid, or a proxy has no server.
         void checkSession().then((isThere) => (isThere ? isConnected() : isLost()));
+        onEnd();
         again = window.setTimeout(open, AGAIN_MS);
         return;
       }

@@ -20,6 +20,7 @@ export type GivenEdit = Schemas["GivenEdit"];
 export type Image = Schemas["Image"];
 export type JobStatus = Schemas["JobStatus"];
 export type JobSummary = Schemas["JobSummary"];
+export type Kind = JobSummary["kind"];
 export type Point = Schemas["MetricsPoint"];
 export type Session = Schemas["Session"];
 export type Progress = Schemas["Progress"];

@@ -1,16 +1,14 @@
 import type { List } from "../state/list";
 import { texts } from "../texts";
+import { Unread } from "./unread";
 
-/** The end of a list: what went wrong with it, and the button that reads on. */
+/** The end of a list: the button that reads on, or what went wrong with it. */
 export function More({ list: { isBusy, hasMore, problem, more } }: { list: List<unknown> }) {
+  if (problem.value) return <Unread problem={problem.value} again={more} isBusy={isBusy.value} />;
+  if (!hasMore.value) return null;
   return (
-    <>
-      <p class="problem" role="alert">{problem.value?.message}</p>
-      {hasMore.value && (
-        <button class="more" aria-disabled={isBusy.value} onClick={() => void more()}>
-          {isBusy.value ? texts.picture.reading : problem.value ? texts.error.again : texts.jobs.more}
-        </button>
-      )}
-    </>
+    <button class="more" aria-disabled={isBusy.value} onClick={() => void more()}>
+      {isBusy.value ? texts.picture.reading : texts.jobs.more}
+    </button>
   );
 }

@@ -1,6 +1,6 @@
 import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import { Link, useSearch } from "wouter-preact";
-import type { JobSummary, Status } from "../api/types";
+import type { JobSummary, Kind, Status } from "../api/types";
 import { isLive } from "../api/types";
 import { duration, moment } from "../format";
 import { go } from "../hash";
@@ -9,6 +9,7 @@ import { attempt } from "../parts/notices";
 import { Bar, StatusLabel } from "../parts/status";
 import { Thumbnail } from "../parts/thumbnail";
 import { useTitle } from "../parts/title";
+import { Unread } from "../parts/unread";
 import { type Wanted, cancelJob, deleteJob, listed, load, next, problem, rows, show, watch } from "../state/jobs";
 import { may, signIns } from "../state/session";
 import { texts } from "../texts";
@@ -28,7 +29,9 @@ export function Jobs() {
   useEffect(() => show(asked), [asked, signIns.value]);
 
   const isShown = listed.value !== null && sameJobs(listed.value, asked);
-  const selected = rows.value.filter((row) => chosen.has(row.id));
+  // Those of before stay until the answer is there, and not in its place.
+  const shown = isShown || !problem.value ? rows.value : [];
+  const selected = shown.filter((row) => chosen.has(row.id));
   const toggle = (id: string) => setChosen(new Set(chosen.has(id) ? [...chosen].filter((each) => each !== id) : [...chosen, id]));
 
   return (
@@ -36,24 +39,17 @@ export function Jobs() {
       <div class="head">
         <h1>{words.title}</h1>
         <div class="tools">
-          <label>
-            <span>{words.filter}</span>
-            <select value={asked.status} onChange={(event) => go(addressOf({ ...asked, from: "", status: event.currentTarget.value as Status | "" }))}>
-              <option value="">{words.all}</option>
-              {Object.entries(texts.status).map(([status, word]) => (
-                <option key={status} value={status}>{word}</option>
-              ))}
-            </select>
-          </label>
+          <Filter name={words.kind} choices={texts.kind} value={asked.kind} set={(kind) => go(addressOf({ ...asked, from: "", kind }))} />
+          <Filter name={words.status} choices={texts.status} value={asked.status} set={(status) => go(addressOf({ ...asked, from: "", status }))} />
           <Search asked={asked} />
           {may("submit") && <Link href="/new" class="button main">{texts.nav.newJob}</Link>}
         </div>
       </div>
       {selected.length > 0 && <Selection selected={selected} done={() => setChosen(new Set())} />}
-      {problem.value && <Unread message={problem.value.message} />}
-      {isShown && rows.value.length === 0 && <Empty isFiltered={addressOf(asked) !== "/"} />}
+      {problem.value && <Unread problem={problem.value} again={load} />}
+      {isShown && !problem.value && rows.value.length === 0 && <Empty isFiltered={addressOf(asked) !== "/"} />}
       <ul class="jobs">
-        {rows.value.map((row) => (
+        {shown.map((row) => (
           <JobRow key={row.id} row={row} isChosen={chosen.has(row.id)} toggle={() => toggle(row.id)} />
         ))}
       </ul>
@@ -65,8 +61,13 @@ export function Jobs() {
 /** The list that an address names. */
 function wantedIn(address: string): Wanted {
   const query = new URLSearchParams(address);
-  const status = query.get("status") ?? "";
-  return { status: status in texts.status ? (status as Status) : "", id: query.get("id") ?? "", from: query.get("from") ?? "" };
+  const [kind, status] = [query.get("kind") ?? "", query.get("status") ?? ""];
+  return {
+    kind: kind in texts.kind ? (kind as Kind) : "",
+    status: status in texts.status ? (status as Status) : "",
+    id: query.get("id") ?? "",
+    from: query.get("from") ?? "",
+  };
 }
 
 function addressOf(asked: Wanted): string {
@@ -75,6 +76,28 @@ function addressOf(asked: Wanted): string {
 }
 
 const sameJobs = (one: Wanted, other: Wanted): boolean => addressOf(one) === addressOf(other);
+
+interface FilterProps<T extends string> {
+  name: string;
+  choices: Readonly<Record<T, string>>;
+  /** Empty: any. */
+  value: T | "";
+  set: (value: T | "") => void;
+}
+
+function Filter<T extends string>({ name, choices, value, set }: FilterProps<T>) {
+  return (
+    <label>
+      <span>{name}</span>
+      <select value={value} onChange={(event) => set(event.currentTarget.value as T | "")}>
+        <option value="">{words.all}</option>
+        {Object.entries<string>(choices).map(([choice, word]) => (
+          <option key={choice} value={choice}>{word}</option>
+        ))}
+      </select>
+    </label>
+  );
+}
 
 function Search({ asked }: { asked: Wanted }) {
   const [typed, setTyped] = useState(asked.id);
@@ -103,15 +126,6 @@ function Pages({ asked }: { asked: Wanted }) {
       {asked.from && <Link class="button" href={addressOf({ ...asked, from: "" })} onClick={toTop}>{words.newest}</Link>}
       {next.value !== null && <Link class="button" href={addressOf({ ...asked, from: next.value })} onClick={toTop}>{words.older}</Link>}
     </nav>
-  );
-}
-
-function Unread({ message }: { message: string }) {
-  return (
-    <div class="unread" role="alert">
-      <p class="problem-text">{message}</p>
-      <button onClick={() => void load()}>{texts.error.again}</button>
-    </div>
   );
 }
 

@@ -1,9 +1,9 @@
 /** One job as its page shows it: what `/status` says, kept up to date by events. */
-import { type Signal, signal } from "@preact/signals";
+import { type Signal, batch, signal } from "@preact/signals";
 import { BASE, api, isMissing, result } from "../api/client";
 import { type StreamEvent, follow } from "../api/events";
 import { once } from "../once";
-import { type JobStatus, type Point, type Progress, isLive } from "../api/types";
+import { type JobStatus, type Kind, type Point, type Progress, isLive } from "../api/types";
 
 const TYPES = ["status", "stage", "dataset", "checkpoint", "checkpoint_deleted", "sample", "image", "progress", "deleted"] as const;
 /** Those that are kept, and listed on the job's page. */
@@ -12,9 +12,12 @@ export type JobEvent = StreamEvent<Exclude<(typeof TYPES)[number], "progress">>;
 export interface Followed {
   /** undefined: it is not known yet, or deleted; `problem` tells. */
   job: Signal<JobStatus | undefined>;
+  /** undefined: it is not known yet. */
+  kind: Signal<Kind | undefined>;
   problem: Signal<unknown>;
   events: Signal<readonly JobEvent[]>;
-  points: Signal<readonly Point[]>;
+  /** undefined: they were not read yet. */
+  points: Signal<readonly Point[] | undefined>;
   read: () => Promise<void>;
   stop: () => void;
 }
@@ -24,18 +27,24 @@ const READ_AFTER_MS = 150;
 /** The curves are read at most this often. */
 const CURVES_MS = 3000;
 
-/** @param options.withCurves whether the job has numbers to be drawn: those of a training. */
-export function followJob(id: string, { withCurves = true } = {}): Followed {
+/** @param known its kind, where that is known: drawings have no curves. */
+export function followJob(id: string, known?: Kind): Followed {
+  const withCurves = known !== "draw";
   const job = signal<JobStatus | undefined>();
+  const kind = signal(known);
   const problem = signal<unknown>();
   const events = signal<readonly JobEvent[]>([]);
-  const points = signal<readonly Point[]>([]);
+  const points = signal<readonly Point[] | undefined>();
 
   const path = { params: { path: { job: id } } };
   const read = async () => {
     try {
-      job.value = await result(api.GET("/status/{job}", path));
-      problem.value = undefined;
+      const [status, kindRead] = await Promise.all([result(api.GET("/status/{job}", path)), kind.value ?? kindOf(id)]);
+      batch(() => {
+        kind.value ??= kindRead;
+        job.value = status;
+        problem.value = undefined;
+      });
     } catch (error) {
       problem.value = error;
       if (isMissing(error)) job.value = undefined; // it was deleted, perhaps in another tab
@@ -43,7 +52,7 @@ export function followJob(id: string, { withCurves = true } = {}): Followed {
   };
   const readCurves = async () => {
     try {
-      points.value = await newPoints(id, points.value);
+      points.value = await newPoints(id, points.value ?? []);
     } catch {
       // the curves are not what the page is for, and the next progress asks again
     }
@@ -77,9 +86,20 @@ export function followJob(id: string, { withCurves = true } = {}): Followed {
   if (withCurves) void readCurves();
   const end = follow(`${BASE}/events/${encodeURIComponent(id)}`, TYPES, handle, {
     onOpen: readSoon,
+    onEnd: readSoon,
     goesOn: () => (job.value ? isLive(job.value.status) : !isMissing(problem.value)),
   });
-  return { job, problem, events, points, read, stop: end };
+  return { job, kind, problem, events, points, read, stop: end };
+}
+
+/** What the list alone tells; undefined: it cannot be read now, and the job is shown without it. */
+async function kindOf(id: string): Promise<Kind | undefined> {
+  try {
+    const { jobs } = await result(api.GET("/jobs", { params: { query: { id, limit: 1 } } }));
+    return jobs[0]?.kind;
+  } catch {
+    return undefined;
+  }
 }
 
 /** The curves with what has come since; one that was resumed went back to its resume point. */

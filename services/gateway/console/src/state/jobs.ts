@@ -2,13 +2,14 @@
 import { signal } from "@preact/signals";
 import { BASE, api, isMissing, result } from "../api/client";
 import { type StreamEvent, follow } from "../api/events";
-import type { JobSummary, Progress, Status } from "../api/types";
+import type { JobSummary, Kind, Progress, Status } from "../api/types";
 import { isLive } from "../api/types";
 import { once } from "../once";
 
 /** Which jobs are listed. */
 export interface Wanted {
   /** Empty: any. */
+  kind: Kind | "";
   status: Status | "";
   /** What their ids begin with; empty: anything. */
   id: string;
@@ -33,7 +34,7 @@ const JOB_ID_BEGINNING = /^[0-9a-f-]{1,36}$/;
 /** A page that could not be read is read again: the stream of events may be up all the while. */
 const AGAIN_MS = 3000;
 
-let wanted: Wanted = { status: "", id: "", from: "" };
+let wanted: Wanted = { kind: "", status: "", id: "", from: "" };
 let again: number | undefined;
 
 /** List other jobs. */
@@ -60,10 +61,10 @@ export async function load(): Promise<void> {
   }
 }
 
-async function readPage({ status, id, from }: Wanted) {
+async function readPage({ kind, status, id, from }: Wanted) {
   // No id begins with anything else.
   if (id && !JOB_ID_BEGINNING.test(id)) return { jobs: [], next: null };
-  const query = { limit: PAGE, ...(status && { status: [status] }), ...(id && { id }), ...(from && { cursor: from }) };
+  const query = { limit: PAGE, ...(kind && { kind: [kind] }), ...(status && { status: [status] }), ...(id && { id }), ...(from && { cursor: from }) };
   return result(api.GET("/jobs", { params: { query } }));
 }
 

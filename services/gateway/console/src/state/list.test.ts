@@ -28,8 +28,20 @@ test("what fails is said, and tried again at the same place", async () => {
   });
   await list.more();
   expect(list.problem.value?.message).toBe("away");
+  expect(list.isEmpty.value).toBe(false);
   isAway = false;
   await list.more();
   expect(list.problem.value).toBeUndefined();
   expect(list.items.value).toEqual([1]);
+});
+
+test("a list is empty when all of it was read, and not while there may be more", async () => {
+  let pages = 6;
+  const list = listOf(async () => ({ items: [], next: --pages ? "on" : null }));
+  expect(list.isEmpty.value).toBe(false);
+  await list.more();
+  expect(list.hasMore.value).toBe(true);
+  expect(list.isEmpty.value).toBe(false);
+  await list.more();
+  expect(list.isEmpty.value).toBe(true);
 });

@@ -1,10 +1,12 @@
 /** A list that is read page by page. */
-import { type Signal, signal } from "@preact/signals";
+import { type ReadonlySignal, type Signal, computed, signal } from "@preact/signals";
 
 export interface List<T> {
   items: Signal<readonly T[]>;
   isBusy: Signal<boolean>;
   hasMore: Signal<boolean>;
+  /** Whether all of it was read, and nothing is there. */
+  isEmpty: ReadonlySignal<boolean>;
   problem: Signal<Error | undefined>;
   more: () => Promise<void>;
 }
@@ -24,12 +26,12 @@ export function listOf<T>(readPage: (cursor: string | undefined) => Promise<Page
   const isBusy = signal(false);
   const hasMore = signal(true);
   const problem = signal<Error | undefined>();
+  const isEmpty = computed(() => items.value.length === 0 && !hasMore.value);
   let cursor: string | undefined;
 
   const more = async () => {
     if (isBusy.value) return;
     isBusy.value = true;
-    problem.value = undefined;
     try {
       for (let page = 0, found = 0; page < LONGEST_LOOK && hasMore.value && found < ENOUGH; page++) {
         const read = await readPage(cursor);
@@ -38,11 +40,12 @@ export function listOf<T>(readPage: (cursor: string | undefined) => Promise<Page
         cursor = read.next ?? undefined;
         hasMore.value = read.next !== null;
       }
+      problem.value = undefined;
     } catch (error) {
       problem.value = error as Error;
     } finally {
       isBusy.value = false;
     }
   };
-  return { items, isBusy, hasMore, problem, more };
+  return { items, isBusy, hasMore, isEmpty, problem, more };
 }

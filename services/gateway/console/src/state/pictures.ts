@@ -2,11 +2,11 @@
 import { api, isMissing, result } from "../api/client";
 import { number } from "../format";
 import { texts } from "../texts";
-import { type Image, type JobStatus, type JobSummary, type Results, type Status, isLive } from "../api/types";
+import { type Image, type JobStatus, type JobSummary, type Kind, type Results, type Status, isLive } from "../api/types";
 import { type List, listOf } from "./list";
 
 export interface PictureJob {
-  kind: JobSummary["kind"];
+  kind: Kind;
   createdAt: string;
   job: JobStatus;
 }
@@ -19,7 +19,7 @@ export interface Picture {
 }
 
 interface Asked {
-  kind: JobSummary["kind"][];
+  kind: Kind[];
   /** Empty: any. */
   status: Status[];
 }

@@ -61,7 +61,7 @@ export function History({ jobs, ended, use }: HistoryProps) {
 
 function Followed({ drawing, ended, use }: { drawing: PictureJob } & Pick<HistoryProps, "ended" | "use">) {
   const { id } = drawing.job;
-  const followed = useMemo(() => followJob(id, { withCurves: false }), [id]);
+  const followed = useMemo(() => followJob(id, drawing.kind), [id]);
   useEffect(() => followed.stop, [followed]);
   const isDeleted = isMissing(followed.problem.value);
   const job = followed.job.value ?? drawing.job;

@@ -61,7 +61,7 @@ export function Draw() {
     return () => removeEventListener("drop", drop);
   }, []);
 
-  const { items: jobs, isBusy, problem } = drawn;
+  const { items: jobs, isEmpty } = drawn;
   return (
     <section ref={page} class="draw">
       <div class="draw-side">
@@ -74,7 +74,7 @@ export function Draw() {
       </div>
       <div>
         <h2>{words.history}</h2>
-        {!isBusy.value && !problem.value && jobs.value.length === 0 && <p class="empty">{words.empty}</p>}
+        {isEmpty.value && <p class="empty">{words.empty}</p>}
         <History jobs={jobs.value} ended={ended} use={use} />
         <More list={drawn} />
       </div>

@@ -20,7 +20,7 @@ export function Gallery() {
   const [open, setOpen] = useState<number | null>(null);
   const [chosen, setChosen] = useState<ReadonlySet<string>>(new Set());
 
-  const { items: jobs, isBusy, hasMore } = found;
+  const { items: jobs, isEmpty } = found;
   const pictures = useMemo(() => jobs.value.flatMap(({ job }) => picturesOf(job)), [jobs.value]);
   const choose = (keys: readonly string[], isChosen: boolean) => {
     const others = [...chosen].filter((key) => !keys.includes(key));
@@ -39,7 +39,7 @@ export function Gallery() {
           open={(picture) => setOpen(pictures.findIndex((each) => keyOf(each) === keyOf(picture)))}
         />
       ))}
-      {!isBusy.value && !hasMore.value && pictures.length === 0 && (
+      {isEmpty.value && (
         <div class="empty">
           <h2>{words.empty}</h2>
           <p>{words.emptyLead}</p>

@@ -1,5 +1,5 @@
 import { Link } from "wouter-preact";
-import { type JobFile, type JobStatus, type Progress, isLive } from "../../api/types";
+import { type JobFile, type JobStatus, type Kind, type Progress, isLive } from "../../api/types";
 import { count, duration, moment, number } from "../../format";
 import { ask } from "../../parts/dialog";
 import { Facts } from "../../parts/facts";
@@ -15,23 +15,25 @@ const words = texts.job;
 
 interface HeaderProps {
   job: JobStatus;
+  kind: Kind;
+  title: string;
   progress: Progress | undefined;
   report: JobFile | undefined;
   /** Reads the job again: a retried one is followed from then on. */
   read: () => Promise<void>;
 }
 
-export function Header({ job, progress, report, read }: HeaderProps) {
+export function Header({ job, kind, title, progress, report, read }: HeaderProps) {
   return (
     <header class="job-head card">
       <Link href="/" class="hint">{`← ${words.back}`}</Link>
       <div class="head">
         <h1>
-          {words.title(job.id.slice(0, 8))} <StatusLabel status={job.status} />
+          {title} <StatusLabel status={job.status} />
         </h1>
         <div class="actions">
           {report && <a class="button" href={report.url} download={report.name}>{words.report}</a>}
-          <Actions job={job} read={read} isTraining={progress?.stage === "training"} />
+          <Actions job={job} kind={kind} read={read} isTraining={job.status === "IN_PROGRESS" && progress?.stage === "training"} />
         </div>
       </div>
       <p class="hint">
@@ -46,6 +48,9 @@ export function Header({ job, progress, report, read }: HeaderProps) {
 
 function Now({ job, progress }: { job: JobStatus; progress: Progress }) {
   const { stage, step, steps, epoch, loss, images_per_second: rate, eta_seconds: left } = progress;
+  // The data are prepared meanwhile; all else is what it waits for.
+  const isAtIt = job.status !== "IN_QUEUE" || stage === "staging" || stage === "bucket_check";
+  const doing = stage && isAtIt ? texts.stage[stage] : texts.status[job.status];
   const facts = [
     step != null && steps != null && words.step(count(step), count(steps)),
     epoch != null && words.epoch(count(epoch)),
@@ -56,12 +61,10 @@ function Now({ job, progress }: { job: JobStatus; progress: Progress }) {
   return (
     <div class="now">
       <div class="line">
-        <strong>{stage ? texts.stage[stage] : texts.status[job.status]}</strong>
+        <strong>{doing}</strong>
         <span class="hint">{facts.join(" · ")}</span>
       </div>
-      {job.status === "IN_PROGRESS" && (
-        <Bar label={stage ? texts.stage[stage] : texts.status[job.status]} share={shareOf(progress)} />
-      )}
+      {job.status === "IN_PROGRESS" && <Bar label={doing} share={shareOf(progress)} />}
       <Facts
         facts={[
           loss != null && [words.loss, number(loss)],
@@ -73,7 +76,12 @@ function Now({ job, progress }: { job: JobStatus; progress: Progress }) {
   );
 }
 
-function Actions({ job, isTraining, read }: { job: JobStatus; isTraining: boolean; read: () => Promise<void> }) {
+interface ActionsProps extends Pick<HeaderProps, "job" | "kind" | "read"> {
+  /** Whether it is at that now. */
+  isTraining: boolean;
+}
+
+function Actions({ job, kind, isTraining, read }: ActionsProps) {
   if (!may("submit")) return null;
   const order = (kind: "sample" | "save" | "stop") => async () => {
     if (kind === "stop" && !(await ask(words.confirmStop, words.stop))) return;
@@ -82,7 +90,8 @@ function Actions({ job, isTraining, read }: { job: JobStatus; isTraining: boolea
   const cancel = async () => {
     if (await ask(words.confirmCancel, texts.jobs.yesCancel(1))) await attempt(() => cancelJob(job.id));
   };
-  const hasModel = job.status === "COMPLETED" && "train" in job.input;
+  const id = encodeURIComponent(job.id);
+  const isDone = job.status === "COMPLETED";
   const canRetry = job.status === "FAILED" || job.status === "TIMED_OUT";
   return (
     <>
@@ -90,9 +99,10 @@ function Actions({ job, isTraining, read }: { job: JobStatus; isTraining: boolea
       {isTraining && <button onClick={() => void order("save")()}>{words.save}</button>}
       {isTraining && <button title={words.stopHint} onClick={() => void order("stop")()}>{words.stop}</button>}
       {isLive(job.status) && <button class="danger" title={words.cancelHint} onClick={() => void cancel()}>{words.cancel}</button>}
-      {hasModel && <Link class="button" href={`/draw?model=${encodeURIComponent(job.id)}`}>{texts.draw.withModel}</Link>}
+      {isDone && kind === "train" && <Link class="button" href={`/draw?model=${id}`}>{texts.draw.withModel}</Link>}
+      {isDone && kind === "check" && <Link class="button" href={`/new?check=${id}`}>{words.trainOn}</Link>}
       {canRetry && <button onClick={() => void attempt(() => retryJob(job.id).then(read))}>{words.retry}</button>}
-      <Link href={`${"train" in job.input ? "/new" : "/draw"}?from=${encodeURIComponent(job.id)}`} class="button">{words.copy}</Link>
+      <Link href={`${kind === "draw" ? "/draw" : "/new"}?from=${id}`} class="button">{words.copy}</Link>
     </>
   );
 }

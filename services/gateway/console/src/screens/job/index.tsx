@@ -1,7 +1,7 @@
 import { useEffect, useMemo } from "preact/hooks";
 import { Link } from "wouter-preact";
 import { isMissing } from "../../api/client";
-import { type JobStatus, type Progress, type Results, isLive } from "../../api/types";
+import { type JobStatus, type Kind, type Progress, type Results, isLive } from "../../api/types";
 import { useTitle } from "../../parts/title";
 import { followJob } from "../../state/job";
 import { percent } from "../../format";
@@ -22,8 +22,9 @@ export function JobPage({ id }: { id: string }) {
   const followed = useMemo(() => followJob(id), [id]);
   useEffect(() => followed.stop, [followed]);
 
-  const job = followed.job.value;
-  useTitle([job && standOf(job), words.title(id.slice(0, 8))].filter(Boolean).join(" · "));
+  const [job, kind, points] = [followed.job.value, followed.kind.value, followed.points.value];
+  const title = words.title(kind && texts.kind[kind], id.slice(0, 8));
+  useTitle([job && standOf(job), title].filter(Boolean).join(" · "));
   if (!job) {
     const { value: problem } = followed.problem;
     if (!problem) return <p class="empty" role="status">{texts.picture.reading}</p>;
@@ -34,17 +35,19 @@ export function JobPage({ id }: { id: string }) {
       </div>
     );
   }
-  const shown = partsOf(job);
+  const shown = partsOf(job, kind);
   return (
     <article class="job-page">
-      <Header job={job} progress={shown.progress} report={shown.report} read={followed.read} />
+      <Header job={job} kind={shown.kind} title={title} progress={shown.progress} report={shown.report} read={followed.read} />
       {job.error && <Problem kind="error" title={words.error} lines={[job.error]} />}
-      {shown.trains && (isLive(job.status) || shown.samples.length > 0) && <Samples samples={shown.samples} />}
+      {shown.kind === "train" && (isLive(job.status) || shown.samples.length > 0) && <Samples samples={shown.samples} />}
       <Images job={job} />
-      {shown.trains && (isLive(job.status) || followed.points.value.length > 1) && <Curves points={followed.points.value} checkpoints={shown.checkpoints.map((each) => each.step)} />}
+      {shown.kind === "train" && points && (isLive(job.status) || points.length > 1) && (
+        <Curves points={points} checkpoints={shown.checkpoints.map((each) => each.step)} />
+      )}
       <Checkpoints job={job.id} read={followed.read} checkpoints={shown.checkpoints} files={shown.files} finalUrl={shown.finalUrl} />
       <Files files={shown.files} shown={[shown.finalUrl, ...shown.checkpoints.map((each) => each.url)]} />
-      <Dataset report={shown.dataset} source={datasetOf(job)} />
+      <Dataset report={shown.dataset} source={datasetOf(job, shown.kind)} />
       {shown.warnings.length > 0 && <Problem kind="warning" title={words.warnings} lines={shown.warnings} />}
       <Log events={followed.events.value} />
       <details class="card">
@@ -71,22 +74,21 @@ function Problem({ kind, title, lines }: { kind: "error" | "warning"; title: str
 }
 
 /** Whose pictures were left out by a change: those of a check, or of the check that a job is trained on. */
-function datasetOf(job: JobStatus): string | undefined {
+function datasetOf(job: JobStatus, kind: Kind): string | undefined {
+  if (kind === "check") return isLive(job.status) ? undefined : job.id;
   const { train } = job.input as { train?: { data_url?: string } };
-  if (!train) return undefined;
-  const isCheck = "dataset" in job.output && !("artifacts" in job.output) && !isLive(job.status);
-  return isCheck ? job.id : JOB_ID.exec(train.data_url ?? "")?.[0];
+  return JOB_ID.exec(train?.data_url ?? "")?.[0];
 }
 
 /** A job's output has one shape while it runs and another when it has ended. */
-function partsOf(job: JobStatus) {
+function partsOf(job: JobStatus, known: Kind | undefined) {
   const isRunning = isLive(job.status);
   const progress = isRunning ? (job.output as Progress) : undefined;
   const results = isRunning ? undefined : (job.output as Results);
   const trained = results?.train ?? undefined;
   return {
     progress,
-    trains: "train" in job.input,
+    kind: known ?? ("train" in job.input ? "train" as const : "draw" as const),
     samples: progress?.samples ?? trained?.samples ?? [],
     checkpoints: trained?.checkpoints ?? [],
     finalUrl: trained?.checkpoint_url ?? null,

@@ -5,7 +5,7 @@ import { Facts } from "../../parts/facts";
 import { LeftOut } from "../../parts/left-out";
 import { Bar } from "../../parts/status";
 import { go } from "../../hash";
-import { check, pictures, problem, report, warnings } from "../../state/new-job/check";
+import { check, isReading, pictures, problem, report, warnings } from "../../state/new-job/check";
 import { checkAgain, isAsking, isEstimateOld } from "../../state/new-job";
 import { texts } from "../../texts";
 import { captionsOf, estimateOf } from "./estimate";
@@ -31,7 +31,7 @@ function State() {
   return (
     <div role="status">
       {problem.value && <p class="problem-text">{problem.value.message}</p>}
-      {!job && !problem.value && <p class="hint">{words.noReport}</p>}
+      {!job && !problem.value && <p class="hint">{isReading.value ? texts.picture.reading : words.noReport}</p>}
       {isChecking && (
         <div class="now">
           <p>

@@ -3,7 +3,7 @@ import { bytes, count, duration, percent } from "../../format";
 import { attempt } from "../../parts/notices";
 import { Bar } from "../../parts/status";
 import { go } from "../../hash";
-import { check } from "../../state/new-job/check";
+import { check, isReading } from "../../state/new-job/check";
 import { dataProblem, dataUrl, forgetData, isAsking, leftOut, take, takeUrl } from "../../state/new-job";
 import { type Transfer, cancelUpload, transfer } from "../../state/new-job/upload";
 import { texts } from "../../texts";
@@ -20,7 +20,7 @@ export function Data() {
         <h2 id="data">{words.data}</h2>
         {check.value && !current && <button onClick={other}>{words.otherData}</button>}
       </div>
-      {current ? <Progress transfer={current} /> : !check.value && <Choice />}
+      {current ? <Progress transfer={current} /> : !check.value && !isReading.value && <Choice />}
       <Problem />
       <LeftOut />
     </section>

@@ -28,7 +28,7 @@ export function System() {
       <p class="problem" role="alert">{problem.value ? problem.value.message : ""}</p>
       {found && (
         <>
-          <Findings found={findings(found)} />
+          <Findings found={findings(found)} isOld={problem.value !== null} />
           <Workers busy={found.busy} free={found.free} />
           <Waiting queues={found.queues} />
           <DeadLetters letters={found.deadLetters} />
@@ -40,7 +40,9 @@ export function System() {
   );
 }
 
-function Findings({ found }: { found: readonly string[] }) {
+/** @param isOld what could not be read again may need somebody. */
+function Findings({ found, isOld }: { found: readonly string[]; isOld: boolean }) {
+  if (!found.length && isOld) return null;
   return (
     <div class={found.length ? "card findings some" : "card findings"} role="status">
       {found.length ? (

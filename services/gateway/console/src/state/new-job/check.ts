@@ -8,6 +8,8 @@ import { restBeforeSaving } from "./saving";
 
 /** undefined: there is none, or it is not known yet. */
 export const check = signal<JobStatus | undefined>();
+/** Whether there will be one, of which nothing is known yet. */
+export const isReading = signal(false);
 export const pictures = signal<readonly DatasetPicture[]>([]);
 /** Pages of pictures: those that are here, and all. */
 export const pages = signal({ shown: 0, all: 0, size: 0 });
@@ -36,18 +38,23 @@ const path = (id: string) => ({ params: { path: { job: id } } });
 /** Follow a check until it ends, then show its pictures. */
 export function followCheck(id: string): void {
   forgetCheck();
+  isReading.value = true;
   let isOver = false;
   const read = async () => {
     try {
       const job = await result(api.GET("/status/{job}", path(id)));
       if (isOver) return;
       check.value = job;
+      isReading.value = false;
       problem.value = undefined;
       if (isLive(job.status)) return;
       stop();
       if (job.status === "COMPLETED") await loadPage();
     } catch (error) {
-      if (!isOver) problem.value = error as Error;
+      // When the check is over, its pictures may still not have come.
+      if (isOver && check.value?.id !== id) return;
+      isReading.value = false;
+      problem.value = error as Error;
     }
   };
   void read();
@@ -68,6 +75,7 @@ export function forgetCheck(): void {
   timer = undefined;
   saves = 0;
   check.value = undefined;
+  isReading.value = false;
   problem.value = undefined;
   pictures.value = [];
   pages.value = { shown: 0, all: 0, size: 0 };

@@ -83,6 +83,7 @@ export async function take(files: readonly Chosen<File>[]): Promise<string | nul
       : await uploadPacked(plan.chosen, texts.newJob.packed(plan.chosen.length));
     if (address === null) return null;
     dataUrl.value = address;
+    checks.isReading.value = true; // nothing more is to be chosen
     return beginCheck(address);
   });
 }
@@ -103,6 +104,7 @@ async function attemptData(action: () => Promise<string | null>): Promise<string
   try {
     return await action();
   } catch (error) {
+    checks.isReading.value = false;
     if (isSignedOut.value) return null;
     dataProblem.value = error instanceof Failure ? error : new Failure(0, (error as Error).message);
     return null;
