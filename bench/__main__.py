@@ -9,6 +9,7 @@ BENCHMARKS = (
     "draw",
     "pipeline",
     "gateway",
+    "staging",
     "storing",
     "memory",
     "warm",
