@@ -9,6 +9,7 @@ docs/performance.md.
 from __future__ import annotations
 
 import asyncio
+import logging
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -23,6 +24,7 @@ from services.fetcher.parser import Parser
 from services.fetcher.work import FetcherWork
 from shared.messaging.messages import StagingDue
 from shared.request import Train
+from shared.telemetry import logs
 from shared.worker.order import Order
 from tests.support.in_process_parser import InProcessParser
 from tests.support.measured_page import today
@@ -39,6 +41,7 @@ NAME = "the demo's"
 
 def main() -> None:
     """Measure, and write the row."""
+    logs.configure("bench", logging.WARNING)
     with TemporaryDirectory(prefix="bench-staging-") as folder:
         free, caged = asyncio.run(measure(Path(folder)))
     ratio = median(one / other for one, other in zip(caged, free, strict=True))

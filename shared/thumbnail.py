@@ -19,10 +19,12 @@ def shrink(image: Image.Image) -> None:
     image.thumbnail((SIDE, SIDE))
 
 
-def write_thumbnail(image: Image.Image, path: Path, *, quality: int = QUALITY) -> None:
+def write_thumbnail(
+    image: Image.Image, path: Path, *, quality: int = QUALITY, effort: int = EFFORT
+) -> None:
     """Write a small WebP of an image, never an enlarged one.
 
     The image itself becomes as small: a copy of a large one would double the memory.
     """
     shrink(image)
-    image.save(path, "WEBP", quality=quality, method=EFFORT)
+    image.save(path, "WEBP", quality=quality, method=effort)
