@@ -43,8 +43,9 @@ WATCH_SECONDS = 0.5
 """Between two looks at a child's memory, where the system does not limit it, and its time."""
 BRIEF_SECONDS = 1.0
 """Of processor time for an order, before the child gives way to everything else."""
-LOW_PRIORITY = 15
-"""As niceness: it gets a thirtieth of what a service gets beside it."""
+LOW_PRIORITY = 10
+"""As niceness: it gets a tenth of what a service gets beside it. With less, an honest picture that
+takes half a minute would show no sign of life for too long on a full machine."""
 
 log = structlog.get_logger()
 T = TypeVar("T")
