@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import structlog
 
-from shared.child.process import importing
+from shared.child.process import FOR_LIBRARIES, importing
 from tests.support.schedule import SlowFirst, rank
 from tests.support.servers.postgres import PostgreSQL
 from tests.support.servers.process import in_own_loop
@@ -22,6 +22,9 @@ from tests.support.warm.server import start_server
 if "PYTEST_XDIST_WORKER" in os.environ:
     # The processes share the cores: torch's threads, two to a core, would wait for one another.
     os.environ["OMP_NUM_THREADS"] = "1"
+
+# As in the children: it is read when torch and bitsandbytes are imported.
+os.environ["TORCHDYNAMO_DISABLE"] = FOR_LIBRARIES["TORCHDYNAMO_DISABLE"]
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     # As a shell has it for what it runs in the background. Some tests send Ctrl-C.

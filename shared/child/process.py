@@ -48,15 +48,17 @@ def _with_room_for_reason(record: Failed | ImageFailed, line: bytes) -> bytes:
     return line
 
 
-QUIET_AND_OFFLINE = {
+FOR_LIBRARIES = {
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TQDM_DISABLE": "1",
     "TRANSFORMERS_VERBOSITY": "error",
     "DIFFUSERS_VERBOSITY": "error",
     "TOKENIZERS_PARALLELISM": "false",
+    "TORCHDYNAMO_DISABLE": "1",
 }
-"""Set in a child's environment before it imports diffusers and transformers."""
+"""Set in a child's environment before it imports torch and diffusers: quiet, offline, and without
+torch's compiler, which bitsandbytes would load for nothing, a fifth of all that is imported."""
 
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3

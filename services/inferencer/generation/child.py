@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from services.inferencer.generation.infotext import WeighedLora, lora_hash, save
 from services.inferencer.order import GenerationOrder, ImageRequest
 from shared.child.process import (
-    QUIET_AND_OFFLINE,
+    FOR_LIBRARIES,
     RecordWriter,
     begin,
     ended_with_reason,
@@ -46,7 +46,7 @@ SHOWN = 60
 def main() -> None:
     """Import torch, report Ready, and carry out orders until the parent closes the pipe."""
     writer = begin()
-    os.environ |= QUIET_AND_OFFLINE
+    os.environ |= FOR_LIBRARIES
     with importing():
         from services.inferencer.generation import generate  # noqa: F401, PLC0415 - slow
         from services.inferencer.generation.pipeline_cache import PipelineCache  # noqa: PLC0415 - slow

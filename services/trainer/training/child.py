@@ -22,7 +22,7 @@ import msgspec
 from services.trainer.order import Commands, TrainingOrder
 from services.trainer.training.recipe import A_LORA, to_need_less_memory
 from shared.child.process import (
-    QUIET_AND_OFFLINE,
+    FOR_LIBRARIES,
     RecordWriter,
     begin,
     ended_with_reason,
@@ -103,7 +103,7 @@ def main() -> None:
     """Import, report Ready, and carry out one order."""
     writer = begin()
     stop = Stop()
-    os.environ |= QUIET_AND_OFFLINE
+    os.environ |= FOR_LIBRARIES
     with importing():
         from services.trainer.training import train  # noqa: F401, PLC0415 - slow
         from services.trainer.training.device import teraflops, unusable  # noqa: PLC0415 - slow

@@ -19,13 +19,17 @@ FETCHER_BYTES = 120 << 20
 """Resident memory of a fetcher at rest, with the child that waits to read files."""
 
 
-def heavy_modules_after(statement: str) -> list[str]:
-    """The heavy packages that a new interpreter has loaded after a statement."""
+def modules_after(statement: str) -> set[str]:
+    """What a new interpreter has loaded after a statement."""
     code = f"{statement}; import json, sys; print(json.dumps([*sys.modules]))"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    loaded = set(json.loads(done.stdout))
+    return set(json.loads(done.stdout))
+
+
+def heavy_modules_after(statement: str) -> list[str]:
+    loaded = modules_after(statement)
     return [name for name in HEAVY if name in loaded]
 
 
@@ -45,6 +49,15 @@ def test_a_service_s_parent_imports_nothing_heavy(name: str) -> None:
 
 def test_neither_does_the_process_that_runs_all_five() -> None:
     assert heavy_modules_after("import everydream.cli, everydream.all_in_one") == []
+
+
+@pytest.mark.long  # many seconds of imports, and no more than that they would be more
+def test_a_trainers_child_leaves_torchs_compiler_alone() -> None:
+    settings = "import os; from shared.child.process import FOR_LIBRARIES as own"
+    loaded = modules_after(f"{settings}; os.environ |= own; import services.trainer.training.train")
+
+    assert {"torch", "bitsandbytes"} <= loaded
+    assert "torch._inductor.compile_fx" not in loaded
 
 
 async def test_light_services_run_without_torch_and_log_their_start_and_stop(amqp_url: str) -> None:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import NoReturn
 
-from shared.child.process import QUIET_AND_OFFLINE, importing
+from shared.child.process import FOR_LIBRARIES, importing
 from tests.support.warm.stand_in import MESSAGE_BYTES, address_of
 
 MODULES = ("services.trainer.training.train", "services.inferencer.generation.pipeline_cache")
@@ -46,7 +46,7 @@ def main() -> None:
                 raise
             until_answered(root)
             return
-        os.environ |= QUIET_AND_OFFLINE
+        os.environ |= FOR_LIBRARIES
         with importing():
             for module in MODULES:
                 importlib.import_module(module)
