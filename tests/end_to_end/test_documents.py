@@ -221,10 +221,13 @@ async def cutting_short(client: Client | None) -> AsyncIterator[None]:
     """Stop every training once it has begun: three hundred epochs are for those with time."""
 
     async def stop_all(client: Client) -> None:
+        told: set[str] = set()
         while True:
-            for job in (await client.jobs(("IN_PROGRESS",), limit=100, cursor=None))["jobs"]:
+            jobs = (await client.jobs(("IN_PROGRESS",), limit=100, cursor=None))["jobs"]
+            for job in {each["id"] for each in jobs} - told:
                 with suppress(aiohttp.ClientResponseError):  # it has just ended
-                    await client.send_command(job["id"], "stop")
+                    await client.send_command(job, "stop")
+                told.add(job)
             await asyncio.sleep(0.2)
 
     async with asyncio.TaskGroup() as group:

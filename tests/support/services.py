@@ -60,8 +60,8 @@ COLD = ("tests.support.warm.__main__",)
 """The same, but a process of its own: for who looks into its environment, arguments or memory."""
 FULL_ROWS = (*WARM, "--full-rows")
 """With warm children alone."""
-ROUGH = (*WARM, "--rough-images")
-"""With images that are small and rough, too."""
+ROUGH = (*WARM, "--rough")
+"""With small and rough images and trainings, too."""
 
 
 class ServiceProcess(Child):
