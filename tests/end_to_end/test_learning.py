@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +63,17 @@ SHORT = Lesson(
     most_loss=None,
 )
 DEMO = Lesson(pictures=6, recipe={}, seeds=4, drawing=DRAWING, most_loss=0.8)
+LONG = (pytest.mark.long, pytest.mark.timeout(1800))
+BY_LORA = replace(DEMO, recipe={"lora_rank": 64, "lora_conv_rank": 64, "lr": 3e-3}, seeds=8)
 
 
 @pytest.mark.parametrize(
-    "lesson", [SHORT, pytest.param(DEMO, marks=pytest.mark.long)], ids=["short", "as in the demo"]
+    "lesson",
+    [
+        pytest.param(SHORT, id="short"),
+        pytest.param(DEMO, id="as in the demo", marks=LONG),
+        pytest.param(BY_LORA, id="by a LoRA", marks=LONG),
+    ],
 )
 async def test_the_demos_recipe_teaches_two_concepts_that_the_base_model_does_not_know(
     lesson: Lesson, web: Web, tmp_path: Path
@@ -100,7 +107,10 @@ async def test_the_demos_recipe_teaches_two_concepts_that_the_base_model_does_no
     assert seeds // 2 <= before <= 3 * seeds // 2, f"{before} of {2 * seeds} before training"
     if lesson.most_loss is not None:
         assert losses[-1] < lesson.most_loss * losses[0]
-    every_tensor_of_the_trained_networks_differs_and_the_vae_is_the_same(checkpoint)
+    if lesson is BY_LORA:
+        every_layer_of_the_lora_has_learnt(checkpoint)
+    else:
+        every_tensor_of_the_trained_networks_differs_and_the_vae_is_the_same(checkpoint)
 
 
 def opened(file: Path) -> Image.Image:
@@ -148,3 +158,9 @@ def every_tensor_of_the_trained_networks_differs_and_the_vae_is_the_same(checkpo
     same = {name for name in before if torch.equal(before[name].float(), after[name].float())}
     assert not [name for name in same if name.startswith((UNET, TEXT_ENCODER))]
     assert {name for name in before if name.startswith(VAE)} == same
+
+
+def every_layer_of_the_lora_has_learnt(checkpoint: Path) -> None:
+    ups = {name: each for name, each in load_file(checkpoint).items() if "lora_up" in name}
+    assert {name.split("_")[1] for name in ups} == {"te", "unet"}
+    assert all(each.any() for each in ups.values()), "they are zero before training"
