@@ -17,6 +17,7 @@ BENCHMARKS = (
     "schedulers",
     "held_out",
     "crops",
+    "learning",
     "scale",
     "recording",
 )

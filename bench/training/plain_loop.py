@@ -1,8 +1,8 @@
 """The peer: a loop as diffusers' train_text_to_image.py and EveryDream2 have it.
 
 The same pictures in the same batches, read by one thread ahead; the VAE is part of each step, the
-crop is a new one in each epoch, and the optimizer is bitsandbytes' own: ``python -m
-bench.training.plain_loop CASE FOLDER``.
+crop is a new one in each epoch, the rate is constant, and the optimizer is bitsandbytes' own:
+``python -m bench.training.plain_loop CASE FOLDER``.
 """
 
 from __future__ import annotations
@@ -23,40 +23,45 @@ from torch import Tensor
 from bench.pairs import Figures, report
 from bench.peak import peak_bytes
 from bench.shares import Shares
-from bench.training.scene import EVERY, SEED, Case, request
+from bench.training.scene import EVERY, SEED, request
 from services.trainer.training.batches import read_pixels
 from shared.dataset.manifest import Manifest
 from shared.dataset.plan import Batch, EpochConfig, augment, plan_epoch
+from shared.dataset.validation import split
 from shared.diffusion.loading import Parts, load
+from shared.request import Train
 
 SHARES = Shares()
 
 
 def main(name: str, folder: Path) -> None:
-    case, parts = EVERY[name], load(folder / "base")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    parts.to(device)
+    parts = load(folder / "base")
+    parts.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    report(learn(parts, folder / "data", request(EVERY[name]), SEED))
+
+
+def learn(parts: Parts, dataset: Path, train: Train, seed: int) -> Figures:
+    """Train the networks of ``parts``, on the device where they are."""
+    device = parts.unet.device
     parts.vae.requires_grad_(requires_grad=False).eval()
     learning = (parts.unet.train(), parts.text_encoder.train())
     optimizer = AdamW8bit(  # type: ignore[no-untyped-call]
-        chain(*(each.parameters() for each in learning)), lr=1e-5, weight_decay=0.01
+        chain(*(each.parameters() for each in learning)), lr=train.lr, weight_decay=0.01
     )
     scheduler = DDPMScheduler.from_config(parts.scheduler_config)
-    generator = torch.Generator(device).manual_seed(SEED)
+    generator = torch.Generator(device).manual_seed(seed)
 
     began, first, images = perf_counter(), 0.0, 0
-    for pixels, captions in read_ahead(folder / "data", case):
+    for pixels, captions in read_ahead(dataset, train, seed):
         step(parts, optimizer, scheduler, generator, pixels=pixels.to(device), captions=captions)
         images += len(captions)
         first = first or perf_counter()
     if device.type == "cuda":
         torch.cuda.synchronize()
     ended = perf_counter()
-    report(
-        Figures(
-            seconds=ended - began, images=images, first_step_seconds=first - began,
-            peak_bytes=peak_bytes(), shares=SHARES.seconds,
-        )
+    return Figures(
+        seconds=ended - began, images=images, first_step_seconds=first - began,
+        peak_bytes=peak_bytes(), shares=SHARES.seconds,
     )  # fmt: skip
 
 
@@ -89,10 +94,10 @@ def step(
     optimizer.zero_grad(set_to_none=True)
 
 
-def read_ahead(folder: Path, case: Case) -> Iterator[tuple[Tensor, list[str]]]:
+def read_ahead(folder: Path, train: Train, seed: int) -> Iterator[tuple[Tensor, list[str]]]:
     """Pixels (B, 3, H, W) and captions of all batches of all epochs."""
-    pictures = Manifest.read(folder).pictures
-    config = replace(EpochConfig.of(request(case), seed=SEED), crops_per_image=0)
+    pictures = split(Manifest.read(folder).pictures, train.validation).training
+    config = replace(EpochConfig.of(train, seed=seed), crops_per_image=0)
 
     def read(batch: Batch, epoch: int) -> tuple[Tensor, list[str]]:
         pixels, captions = [], []
@@ -108,7 +113,7 @@ def read_ahead(folder: Path, case: Case) -> Iterator[tuple[Tensor, list[str]]]:
 
     with ThreadPoolExecutor(1) as thread:
         ahead = None
-        for epoch in range(case.epochs):
+        for epoch in range(train.max_epochs):
             for batch in plan_epoch(pictures, config, epoch):
                 current, ahead = ahead, thread.submit(read, batch, epoch)
                 if current:
