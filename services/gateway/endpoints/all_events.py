@@ -81,7 +81,6 @@ class AllEventRoutes:
         async with in_time():
             await unsent.begin()
         response = web.StreamResponse(headers=HEADERS)
-        await response.prepare(request)
         writer = AllEventWriter(
             response,
             owner,
@@ -91,6 +90,7 @@ class AllEventRoutes:
             store=self._store,
         )
         with ending(request, owner=owner[:16]):
+            await response.prepare(request)
             await self._follow(request, writer, owner, unsent)
         return response
 

@@ -116,7 +116,6 @@ class EventRoutes:
             if await self._is_over(current.job, position):
                 return web.Response(status=204, headers={"Cache-Control": "no-store"})
         response = web.StreamResponse(headers=HEADERS)
-        await response.prepare(request)
         writer = JobEventWriter(
             response,
             owner,
@@ -126,6 +125,7 @@ class EventRoutes:
             position=position,
         )
         with ending(request, job=current.job.id):
+            await response.prepare(request)
             await self._follow(request, writer, current.job)
         return response
 

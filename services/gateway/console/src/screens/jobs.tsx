@@ -63,8 +63,8 @@ function wantedIn(address: string): Wanted {
   const query = new URLSearchParams(address);
   const [kind, status] = [query.get("kind") ?? "", query.get("status") ?? ""];
   return {
-    kind: kind in texts.kind ? (kind as Kind) : "",
-    status: status in texts.status ? (status as Status) : "",
+    kind: Object.hasOwn(texts.kind, kind) ? (kind as Kind) : "",
+    status: Object.hasOwn(texts.status, status) ? (status as Status) : "",
     id: query.get("id") ?? "",
     from: query.get("from") ?? "",
   };
