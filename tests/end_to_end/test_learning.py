@@ -162,5 +162,5 @@ def every_tensor_of_the_trained_networks_differs_and_the_vae_is_the_same(checkpo
 
 def every_layer_of_the_lora_has_learnt(checkpoint: Path) -> None:
     ups = {name: each for name, each in load_file(checkpoint).items() if "lora_up" in name}
-    assert {name.split("_")[1] for name in ups} == {"te", "unet"}
+    assert {name[: len("lora_te")] for name in ups} == {"lora_te", "lora_un"}
     assert all(each.any() for each in ups.values()), "they are zero before training"
