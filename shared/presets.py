@@ -1,6 +1,6 @@
-"""Presets: a few fields of ``train`` that EveryDream2's own documents recommend, and where.
+"""Presets: a few fields of ``train``, and where each is recommended or was measured.
 
-Each value has its source. What no document supports stays at the endpoint's default.
+What no document and no measurement supports stays at the endpoint's default.
 """
 
 from __future__ import annotations
@@ -16,17 +16,22 @@ class Choice(NamedTuple):
     value: Any
     why: str
     source: str
-    """The document of EveryDream2trainer, and its section or example."""
+    """A document of EveryDream2trainer, and its section or example; or one of our own, in docs/."""
 
 
 RANGE = "doc/ATWEAKING.md, Resolution"
 MANY = Choice(6, "the size of a batch for which the learning rate is meant", RANGE)
 USUAL_LR = Choice(3e-6, "usual for SD 1 at 512 with batches of 6 to 8: 2e-6 to 5e-6", RANGE)
+MEASURED = "docs/models.md, LoRA"
 
 PRESETS: dict[Preset, dict[str, Choice]] = {
     "person": {
-        "batch_size": MANY,
-        "lr": USUAL_LR,
+        "lora_rank": Choice(
+            64, "a file of 160 MB that all programs load, in half the memory", MEASURED
+        ),
+        "lora_conv_rank": Choice(
+            64, "with it no worse on pictures held out than the whole model", MEASURED
+        ),
         "flip_p": Choice(
             0.0, "faces are not symmetrical: mirroring washes them out", "doc/ATWEAKING.md, Flip_p"
         ),

@@ -64,7 +64,9 @@ Config = Annotated[
 ]
 PresetOption = Annotated[
     Preset | None,
-    Parameter(name="--preset", help="A few fields of train by EveryDream2's own documents."),
+    Parameter(
+        name="--preset", help="A few fields of train that suit a purpose, each with its source."
+    ),
 ]
 Detach = Annotated[
     bool,

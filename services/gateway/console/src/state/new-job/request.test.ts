@@ -30,7 +30,7 @@ describe("the request", () => {
 
   it("has a preset's values where nothing else is typed", () => {
     const { train } = requestOf({ ...EMPTY, preset: "person", train: { lr: "1e-6" } }, "DATA").input;
-    expect(train).toEqual({ data_url: "DATA", batch_size: 6, lr: 1e-6, flip_p: 0 });
+    expect(train).toEqual({ data_url: "DATA", lora_rank: 64, lora_conv_rank: 64, lr: 1e-6, flip_p: 0 });
   });
 
   it("has lists of numbers, and their mistakes", () => {
