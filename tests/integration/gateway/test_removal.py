@@ -264,6 +264,7 @@ async def test_a_checkpoint_is_deleted_alone_and_nothing_shows_it_any_more(here:
     optimizers = await trainer.put(early(job).replace("safetensors", "optimizer/0"), "checkpoint")
     await trainer.finish_training()
     before = (await here.status_becomes(job, "COMPLETED"))["output"]
+    await eventually(lambda: is_gone(here, f"jobs/{job}/staging/1/dataset/manifest.json"))
     stay = {*await files(here, job)} - {early(job), optimizers.key}
 
     answer = await remove_checkpoint(here, job)
