@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ async def client(proxy: Nginx) -> AsyncIterator[aiohttp.ClientSession]:
 def begun(proxy: Nginx, beginning: bytes) -> Any:
     @asynccontextmanager
     async def connection() -> AsyncIterator[asyncio.StreamReader]:
-        reader, writer = await asyncio.open_connection(HOST, proxy.port, ssl=proxy.trust)
+        reader, writer = await connected(proxy)
         writer.write(beginning)
         try:
             yield reader
@@ -52,6 +52,12 @@ def begun(proxy: Nginx, beginning: bytes) -> Any:
             writer.transport.abort()
 
     return connection()
+
+
+async def connected(proxy: Nginx) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    while True:
+        with suppress(ConnectionResetError):  # the time for a head is the time for a handshake, too
+            return await asyncio.open_connection(HOST, proxy.port, ssl=proxy.trust)
 
 
 async def test_jobs_uploads_and_events_go_through_it(here: World) -> None:
