@@ -1099,10 +1099,13 @@ def test_a_lora_is_asked_for_as_safetensors() -> None:
             "text_encoder_lr 5e-06 is far from what is usual with optimizer",
         ),
         ({"optimizer": "lion", "lr": 1e-3}, "optimizer lion, 4e-07; leave it out to train at that"),
+        ({"lora_rank": 64, "lr": 2e-6}, "lr 2e-06 is far from what is usual with a LoRA, 0.0001;"),
+        ({"lora_rank": 64, "lr": 0.1}, "lr 0.1 is far from what is usual with a LoRA"),
+        ({"lora_rank": 8, "text_encoder_lr": 1e-6}, "text_encoder_lr 1e-06 is far from what is"),
     ],
     ids=str,
 )
-def test_what_is_meant_for_another_optimizer_is_warned_of(
+def test_a_rate_or_schedule_that_is_meant_for_another_training_is_warned_of(
     asked: dict[str, Any], warning: str
 ) -> None:
     (found,) = warnings_of(**asked)
@@ -1126,10 +1129,12 @@ def test_the_usual_rate_of_a_lora_is_not_far_from_it_where_a_model_is_named_that
         {"optimizer": "lion", "lora_rank": 8, "lr": 3e-5},
         {"optimizer": "adamw", "useadam8bit": False, "lr": 1e-6},
         {"lr": 0.5},
+        {"lora_rank": 64, "lr": 3e-3},
+        {"lora_rank": 64, "lr": 5e-5, "text_encoder_lr": 1e-5},
     ],
     ids=str,
 )
-def test_a_rate_that_suits_the_optimizer_or_comes_without_one_is_not(asked: dict[str, Any]) -> None:
+def test_a_rate_that_suits_what_is_trained_or_comes_without_an_optimizer_is_not(asked: dict[str, Any]) -> None:
     assert warnings_of(**asked) == []
 
 

@@ -142,6 +142,7 @@ def warnings(
         yield from _idle(train, IN_TRAIN, "input.train")
         yield from _of_schedule(train)
         yield from _of_optimizer(train)
+        yield from _of_rates(train)
     of_entries = [list(_idle(entry, IN_INFERENCE, "input.inference")) for entry in inference]
     idle = [found[0] for found in of_entries if found]
     if idle:
@@ -189,6 +190,16 @@ def _of_optimizer(train: Train) -> Iterator[str]:
             f"input.train.lr_scheduler {train.lr_scheduler}: optimizer schedule_free is meant to be"
             " used with constant"
         )
+
+
+def _of_rates(train: Train) -> Iterator[str]:
+    """A rate of another optimizer, or of whole networks where a LoRA is asked for.
+
+    Without either every rate is taken as it is: it is the endpoint's own optimizer.
+    """
+    if train.optimizer is None and train.lora_rank is None:
+        return
+    trainer = f"optimizer {train.optimizer}" if train.optimizer else "a LoRA"
     usual = usual_lr(train)
     highest = usual_lr(replace(train, lora_rank=1)) if may_be_lora(train) else usual
     rates = {"lr": train.lr}
@@ -197,6 +208,6 @@ def _of_optimizer(train: Train) -> Iterator[str]:
     for name, rate in rates.items():
         if rate is not None and not usual / FAR <= rate <= highest * FAR:
             yield (
-                f"input.train.{name} {rate:.10g} is far from what is usual with optimizer"
-                f" {train.optimizer}, {usual:g}; leave it out to train at that"
+                f"input.train.{name} {rate:.10g} is far from what is usual with {trainer},"
+                f" {usual:g}; leave it out to train at that"
             )
