@@ -186,7 +186,7 @@ async def _request(
 ) -> dict[str, Any]:
     """The body of ``/run``, whose data are uploaded if they have to be."""
     if spec.preset:
-        display.say(f"preset {spec.preset}, by the documents of EveryDream2trainer:")
+        display.say(f"preset {spec.preset} sets, each by a document of EveryDream2 or our own:")
         display.say("\n".join(explained(spec.preset, spec.checked()["input"]["train"])))
     of_check = await _options_of_check(client, spec, display) if may_look else {}
     return spec.request(await _uploaded(client, spec, display), of_check)

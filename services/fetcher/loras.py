@@ -52,8 +52,8 @@ def going_on_with(train: Train, lora: LoraShape | None) -> Train:
     if train.lora_shape not in (None, lora):
         raise Refused(
             f"input.train.lora_rank: the LoRA that resume_ckpt_url names has {lora}, but"
-            f" {train.lora_shape} are asked for: leave lora_rank, lora_alpha and lora_conv_rank out"
-            " to go on with it"
+            f" {train.lora_shape} are asked for: to go on with it leave lora_rank, lora_alpha and"
+            " lora_conv_rank out; over a preset, set them to null"
         )
     return replace(train, lora_rank=lora.rank, lora_alpha=lora.alpha, lora_conv_rank=lora.conv_rank)
 

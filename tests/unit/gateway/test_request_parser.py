@@ -1134,7 +1134,9 @@ def test_the_usual_rate_of_a_lora_is_not_far_from_it_where_a_model_is_named_that
     ],
     ids=str,
 )
-def test_a_rate_that_suits_what_is_trained_or_comes_without_an_optimizer_is_not(asked: dict[str, Any]) -> None:
+def test_a_rate_that_suits_or_comes_without_optimizer_and_lora_is_not(
+    asked: dict[str, Any],
+) -> None:
     assert warnings_of(**asked) == []
 
 

@@ -46,6 +46,7 @@ from services.fetcher.parsing.models.safetensors_file import (
     tensor_sources,
     write_safetensors,
 )
+from shared.dataset.manifest import short
 from shared.errors import Refused
 from shared.request import LoraShape
 from shared.storage.manifest import LORA
@@ -233,10 +234,12 @@ def _added_layers(
     for name, source in sources.items():
         end = ENDS.search(name)
         place = _place(name[: end.start()], known) if end else None
-        if end is None or place is None:
+        if end is None:
+            raise Refused(f"{shown}: {short(name)} is of no kind that is read here; {EXPECTED}")
+        if place is None:
             raise Refused(
-                f"{shown}: {name}: the base model has no such layer; it is for another kind of"
-                f" model, or for another base model, which base names; {EXPECTED}"
+                f"{shown}: {short(name)}: the base model has no such layer; it is for another kind"
+                f" of model, or for another base model, which base names; {EXPECTED}"
             )
         network, inside = place
         layer = known[network][_alias(inside)]
@@ -280,6 +283,11 @@ def _added(
     rank = down.shape[0] if down.shape else 1
     if not 1 <= rank <= MOST_RANK:
         raise Refused(f"{shown}: {layer.name}.{DOWN} is of rank {rank}; expected 1 to {MOST_RANK}")
+    if up.shape[:1] == (out,) and up.shape[1:2] != (rank,):
+        raise Refused(
+            f"{shown}: {layer.name}.{UP} is {shown_shape(up.shape)}, but {DOWN} beside it is of"
+            f" rank {rank}: the file is damaged"
+        )
     ones = (1,) * (len(inputs) - 1)
     expected = {DOWN: (rank, *inputs), UP: (out, rank, *ones)}
     for part, shape in expected.items():
