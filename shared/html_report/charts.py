@@ -12,6 +12,8 @@ WIDTH, HEIGHT = 460, 220
 LEFT, RIGHT, TOP, BOTTOM = 62, 12, 10, 26
 TICKS = 4
 """Steps between the ticks of an axis, roughly."""
+SAME = 1e-6
+"""Numbers that differ by a smaller share of themselves are drawn as one: no tick lies between."""
 SMOOTHING = 0.9
 """The share of the mean so far in each point of a smoothed line."""
 
@@ -153,8 +155,8 @@ def _drawn(
 
 
 def _spread(low: float, high: float) -> tuple[float, float]:
-    """The ends of an axis, which differ."""
-    if high > low:
+    """The ends of an axis, which differ by more than numbers that should be the same."""
+    if high - low > SAME * max(abs(low), abs(high)):
         return low, high
     around = abs(low) * 0.1 or 0.5
     return low - around, high + around

@@ -272,6 +272,20 @@ def test_a_training_without_numbers_has_no_chart_and_one_with_few_has_points() -
     assert validation.description.startswith("Validation loss: 0.25 at step 5")
 
 
+@pytest.mark.parametrize("loss", [0.09051796793937683, 0.7, 1e-30, 3e8])
+@pytest.mark.parametrize("growth", [0, 1e-16, 1e-12, 1e-7])
+def test_losses_that_are_the_same_but_for_their_rounding_have_a_chart(
+    loss: float, growth: float
+) -> None:
+    points = [Point(step=at, epoch=0, time=1, loss=loss * (1 + growth * at)) for at in (1, 2)]
+
+    for few in (points, points[1:]):
+        (chart,) = charts_of(few, [])
+
+        assert len(chart.y) > 1
+        assert len({tick.at for tick in chart.y}) == len(chart.y)
+
+
 @pytest.mark.parametrize(("low", "high", "count"), [(0, 1, 6), (3, 4.1, 6), (1e-7, 2e-6, 4)])
 def test_ticks_are_round_and_few(low: float, high: float, count: int) -> None:
     found = ticks(low, high)
