@@ -191,6 +191,10 @@ def _model(inputs: dict[str, Any], mistakes: list[str]) -> ModelSource | None:
 def _weighed(value: Any, path: str, mistakes: list[str]) -> WeighedModel | None:
     if isinstance(value, str):
         return WeighedModel(model=str(_value(TEXT, value, path, mistakes, MODEL)))
+    if not isinstance(value, dict):
+        expected = "a model, or an object with a model and its weight"
+        mistakes.append(f"{path}: expected {expected}, got {shown(value)}")
+        return None
     return _struct(WeighedModel, value, path, mistakes)
 
 

@@ -358,6 +358,10 @@ def test_an_unknown_field_gets_the_nearest_known_name(wrong: str, near: str) -> 
         ("text_encoder_learning_rate", "text_encoder_lr"),
         ("gradient_accumulation_steps", "grad_accum"),
         ("noise_offset", "zero_frequency_noise_ratio"),
+        ("network_dim", "lora_rank"),
+        ("network_alpha", "lora_alpha"),
+        ("conv_dim", "lora_conv_rank"),
+        ("network_weights", "resume_ckpt_url"),
         ("base_model", "resume_ckpt_url"), ("model", "resume_ckpt_url"),
     ],
 )  # fmt: skip
@@ -560,7 +564,7 @@ def test_a_model_may_be_a_list_with_weighed_loras_or_a_lora_with_its_base_beside
     [
         ({"model": []}, "input.model: expected a model and at most 10 LoRAs, got a list of 0"),
         ({"model": ["a/b"] * 12}, "input.model: expected a model and at most 10 LoRAs, got a list"),
-        ({"model": ["a/b", 7]}, "input.model[1]: expected an object, got 7"),
+        ({"model": ["a/b", 7]}, "input.model[1]: expected a model, or an object with"),
         ({"model": ["a/b", {}]}, "input.model[1].model: required, but missing; expected sd_v1-5"),
         ({"model": [{"model": "../x"}]}, "input.model[0].model: expected sd_v1-5_vae.ckpt, "),
         ({"model": ["../x", "a/b"]}, "input.model[0]: expected sd_v1-5_vae.ckpt, "),
