@@ -222,7 +222,7 @@ class ModelStager:
         if await lacks_files(self._store, prefix, manifest):
             raise Refused(
                 f"{staging.reference.field}: the base model of this LoRA is not in the store any"
-                " more: train it again, or draw with its file and that base model elsewhere"
+                " more: name one like it with base, or train this LoRA again"
             )
         shape = await stored_lora(self._store, prefix)
         return StagedModel(prefix, lora=shape, loras=1, lora_base=base)
