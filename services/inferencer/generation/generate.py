@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -124,7 +125,7 @@ def _generate_group(
         if results is None:
             yield FailedImage(batch[0].index, batch[0].seed, _out_of_memory_reason(request))
         else:
-            yield from map(_outcome, batch, results)
+            yield from map(partial(_outcome, pipeline), batch, results)
         images = images[len(batch) :]
 
 
@@ -176,16 +177,20 @@ def _to_image(pixels: Tensor) -> Image.Image | None:
     return Image.fromarray(np.ascontiguousarray(values.permute(1, 2, 0).numpy()))
 
 
-def _outcome(pending: PendingImage, image: Image.Image | None) -> GeneratedImage | FailedImage:
+def _outcome(
+    pipeline: BatchingPipeline, pending: PendingImage, image: Image.Image | None
+) -> GeneratedImage | FailedImage:
     if image is None:
-        return FailedImage(pending.index, pending.seed, _not_finite_reason(pending.request))
+        reason = _not_finite_reason(pending.request, with_loras=bool(pipeline.loras))
+        return FailedImage(pending.index, pending.seed, reason)
     return GeneratedImage(pending.index, pending.request, pending.seed, image)
 
 
-def _not_finite_reason(request: ImageRequest) -> str:
+def _not_finite_reason(request: ImageRequest, *, with_loras: bool) -> str:
+    weight = " a LoRA adds too much (try a smaller weight)," if with_loras else ""
     return (
-        f"an image of {request.inference.prompt[:100]!r} came out as not-a-number: the trained"
-        " model has diverged (try a lower lr), or the scheduler needs more steps"
+        f"an image of {request.inference.prompt[:100]!r} came out as not-a-number:{weight} the"
+        " trained model has diverged (try a lower lr), or the scheduler needs more steps"
     )
 
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from services.inferencer.generation import model_files
 from services.inferencer.generation.batching_pipeline import BatchingPipeline
-from services.inferencer.generation.generate import generate
+from services.inferencer.generation.generate import FailedImage, generate
 from services.inferencer.generation.model_files import NETWORKS
 from services.inferencer.generation.pipeline_cache import PipelineCache, total_memory
 from services.inferencer.generation.schedulers import make_scheduler
@@ -580,3 +580,24 @@ def test_each_entry_is_drawn_with_its_own_weights_of_the_loras(
 
     assert not np.array_equal(first, both)
     assert all(map(np.array_equal, mixed, (without, first, both)))
+
+
+@pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
+def test_an_image_that_a_lora_makes_not_a_number_says_that_it_may_be_its_weight(
+    cache: PipelineCache, with_two: Path, tmp_path: Path
+) -> None:
+    def failure(pipeline: BatchingPipeline, weights: Sequence[float] = ()) -> str:
+        (failed,) = generate(
+            pipeline, [small_image()], clip_skip=0, weights=weights, on_step=lambda *_: None
+        )
+        assert isinstance(failed, FailedImage)
+        return failed.reason
+
+    diverged = random_parts()
+    diverged.unet.conv_out.bias.data.fill_(torch.nan)
+
+    of_a_lora = failure(cache.load(with_two, loras=TWO), [1e30, 1.0])
+    of_none = failure(cache.load(saved(diverged, tmp_path / "diverged")))
+
+    assert "a LoRA adds too much (try a smaller weight), the trained model has" in of_a_lora
+    assert "LoRA" not in of_none
