@@ -77,12 +77,14 @@ def render(
 def _checkpoints(facts: TrainingFacts) -> list[CheckpointRow]:
     """The finished model first, then the others, newest first."""
     last = facts.checkpoint
+    ranks = [each for each in facts.settings if each.name == "lora_rank" and not each.is_default]
+    what = "the LoRA" if ranks else "the model"
     is_best = " · lowest validation loss" if facts.summary.get("best") else ""
     validation = facts.summary.get("validation") or {}
     rows = [
         CheckpointRow(
             facts.summary.get("steps"), last.name, size(last.bytes), last.sha256,
-            (validation.get("last") or {}).get("loss"), f"the model{is_best}",
+            (validation.get("last") or {}).get("loss"), f"{what}{is_best}",
         ),
         *(
             CheckpointRow(

@@ -153,7 +153,7 @@ async def test_a_report_says_what_was_trained_and_on_what(tmp_path: Path) -> Non
         artifact=artifact("ep02.safetensors"), step=20, epoch=2, validation_loss=0.25, best=True
     )
     told = facts(
-        settings=settings_of(Train(data_url="http://d.example/a.zip", lr=2e-6, batch_size=3)),
+        settings=settings_of(Train(data_url="http://d.example/a.zip", lr=2e-6, lora_rank=8)),
         checkpoints=(saved,),
         merged=(artifact("merged.safetensors"),),
         dataset={"images": 12, "steps": 90, "skipped_count": 51, "skipped": [
@@ -169,7 +169,7 @@ async def test_a_report_says_what_was_trained_and_on_what(tmp_path: Path) -> Non
     for wanted in (
         "the-job", "0.1234", "H200", "90 steps were planned", "2e-06", "broken.jpg",
         "it cannot be read", "and 50 more", "of the job", "at last", "ab" * 32, "4.27 GB",
-        "lowest validation loss", "merged into the base model", "0.25", "768", "seed 7",
+        "lowest validation loss", "the LoRA", "merged into the base model", "0.25", "768", "seed 7",
         "2001-09-09 01:46:40 UTC",
         "1 min 40 s",
     ):  # fmt: skip
