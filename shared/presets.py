@@ -28,8 +28,7 @@ PRESETS: dict[Preset, dict[str, Choice]] = {
     "person": {
         "lora_rank": Choice(
             64,
-            "a LoRA in place of a whole model: 160 MB (of SD 1) in place of 2 GB, half the memory;"
-            " null for a whole model",
+            "a LoRA in place of a whole model: 160 MB (of SD 1) in place of 2 GB, half the memory",
             MEASURED,
         ),
         "lora_conv_rank": Choice(

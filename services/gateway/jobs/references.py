@@ -114,11 +114,14 @@ class References:
 
     async def _train(self, train: Train, owner: str, until: float, mistakes: list[str]) -> Train:
         field, base = "input.train.resume_ckpt_url", train.base
+        source = await self._key_for(field, train.resume_ckpt_url, owner, mistakes)
+        if base:
+            base = await self._key_for("input.train.base", base, owner, mistakes)
         return replace(
             train,
             data_url=await self._dataset(train.data_url, owner, until, mistakes),
-            resume_ckpt_url=await self._key_for(field, train.resume_ckpt_url, owner, mistakes),
-            base=base and await self._key_for("input.train.base", base, owner, mistakes),
+            resume_ckpt_url=source,
+            base=base or _base_of(source, *await self._checkpoint_at(source)) or None,
         )
 
     async def _dataset(self, address: str, owner: str, until: float, mistakes: list[str]) -> str:
@@ -174,7 +177,7 @@ class References:
         return replace(
             model,
             source=source,
-            base=base,
+            base=base or _base_of(source, job, checkpoint),
             clip_skip=clip_skip_of(job) if job else 0,
             name=checkpoint.name if checkpoint else "",
             sha256=checkpoint.sha256 if checkpoint else "",
@@ -227,6 +230,16 @@ class References:
         if not key.startswith(JOBS) or (job := await self._repository.get(job_id)) is None:
             return None
         return await self._presenter.whole(job, ["checkpoints"])
+
+
+def _base_of(address: str, job: Job | None, checkpoint: Artifact | None) -> str:
+    """The model that a LoRA's file is for, which a job has trained; empty: it is no such file.
+
+    A job's model comes with it. Its files alone do not, and would be put on the deployment's.
+    """
+    if job is None or checkpoint is None or address == f"{STORED}{job.model}":
+        return ""
+    return job.lora_base and f"{STORED}{job.lora_base}"
 
 
 def keep_for(job: Job, owner: str, until: float, now: float) -> Step:

@@ -408,6 +408,39 @@ async def test_a_checkpoint_of_ours_keeps_what_its_job_knows_of_it(here: World) 
         assert model == ModelSource(source=key, clip_skip=1, name=name, sha256="0" * 64)
 
 
+async def test_a_loras_file_of_ours_is_put_on_the_model_that_it_was_trained_on(here: World) -> None:
+    base, other = "jobs/base/training/1/model", "https://example.com/other.safetensors"
+    job, trainer = await training(here, TRAIN_ONLY)
+    await trainer.finish_training(lora_base=base)
+    train = (await here.status_becomes(job, "COMPLETED"))["output"]["train"]
+    (early,) = train["checkpoints"]
+
+    for link in (early["url"], train["checkpoint_url"]):
+        drawing, trained_on = drawing_with(link)["input"], training_from(link)["input"]["train"]
+        assert await base_of(here, {"input": drawing}) == f"store:{base}"
+        assert await base_of(here, {"input": {**drawing, "base": other}}) == other
+        assert await base_of(here, {"input": {"train": trained_on}}) == f"store:{base}"
+        assert await base_of(here, {"input": {"train": {**trained_on, "base": other}}}) == other
+    assert await base_of(here, drawing_with(job)) == ""
+    assert await base_of(here, training_from(job)) is None
+
+
+def training_from(model: str) -> dict[str, Any]:
+    return {"input": {"train": {**TRAIN_ONLY["input"]["train"], "resume_ckpt_url": model}}}
+
+
+async def base_of(here: World, body: dict[str, Any]) -> str | None:
+    """The base model that a fetcher is told of, for a job that is then cancelled."""
+    job = await here.run(body)
+    submitted = await here.get(FETCHER)
+    while not isinstance(submitted, StagingDue) or submitted.job != job:
+        submitted = await here.get(FETCHER)  # those that are cancelled come again
+    assert (await here.ask("POST", f"/v1/everydream-v1/cancel/{job}")).status == 200
+    named = submitted.train or submitted.model
+    assert named
+    return named.base
+
+
 async def test_warnings_of_a_job_that_trains_nothing_stand_by_themselves(here: World) -> None:
     first = (await finished(here))["id"]
     job = await here.run({**drawing_with(first), "s3Config": S3_CONFIG})
