@@ -18,6 +18,7 @@ from PIL import Image
 from bench.training.scene import TINY
 from everydream import drawings
 from everydream.demo import RECIPE
+from services.trainer.order import Validated
 from services.trainer.training.train import train
 from shared.dataset.manifest import Manifest, Picture
 from shared.request import Validation
@@ -29,6 +30,7 @@ EACH = 8
 """Pictures of each concept."""
 SHARE = 0.25
 """Of the pictures, held out."""
+HELD_OUT = Validation(val_split_proportion=SHARE, every_n_epochs=1000)
 WAYS: Mapping[str, Mapping[str, Any]] = {
     "the whole model, `lr` 1e-3": {},
     "LoRA, rank 16, `lr` 1e-3": {"lora_rank": 16},
@@ -65,19 +67,23 @@ def draw(folder: Path, side: int = 256) -> Path:
 
 
 def loss(folder: Path, data: Path, seed: int, options: Mapping[str, Any]) -> float:
-    """Of the pictures held out, at the end of one training."""
+    """Of the pictures held out, at the end of one training by the demo's recipe."""
     with TemporaryDirectory(dir=folder) as out:
-        order = training_order(
-            Path(out), dataset=data, base=TINY, cond_dropout=0.04,
-            validation=Validation(val_split_proportion=SHARE, every_n_epochs=1000),
-            **{**RECIPE, **options},
-        )  # fmt: skip
-        outcome = train(replace(order, seed=seed), RecordingCallbacks())
-    if outcome.validation is None:
-        raise RuntimeError("nothing was held out")
-    found = outcome.validation.last.loss
+        recipe = {**RECIPE, "cond_dropout": 0.04, **options}
+        found = validated(Path(out), data, TINY, seed, recipe).last.loss
     print(f"{options} seed {seed}: {found:.4f}", flush=True)
     return found
+
+
+def validated(
+    out: Path, data: Path, base: Path, seed: int, options: Mapping[str, Any]
+) -> Validated:
+    """What a training finds on the pictures held out, before its first step and after its last."""
+    order = training_order(out, dataset=data, base=base, validation=HELD_OUT, **options)
+    outcome = train(replace(order, seed=seed), RecordingCallbacks())
+    if outcome.validation is None:
+        raise RuntimeError("nothing was held out")
+    return outcome.validation
 
 
 def figures(losses: list[float]) -> tuple[str, str, str]:

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import shutil
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,6 +19,7 @@ import aiohttp
 import psutil
 
 from bench import rows
+from bench.highest import highest
 from bench.pipeline import KEY, one_job, serving
 from bench.pure_compute import PICTURES, make_pictures
 from everydream.client import Client
@@ -55,30 +56,12 @@ async def measure(folder: Path) -> None:
         rest = taken()
         client = Client(session, url, KEY)
         data_url = await upload(client, archive, lambda _done: None)
-        async with highest() as most:
+        async with highest(taken, every_seconds=LOOK_SECONDS) as most:
             for _ in range(JOBS):
                 await one_job(client, session, url, data_url)
     for name in NAMES:
         figures = (f"{each.get(name, 0) / MEBIBYTE:,.0f} MiB" for each in (rest, most))
         rows.put("memory", HEAD, (name, *figures, today()), NAMES)
-
-
-@contextlib.asynccontextmanager
-async def highest() -> AsyncIterator[dict[str, int]]:
-    """The most bytes of each process seen in the block, and of all at one time."""
-    found: dict[str, int] = {}
-
-    async def look() -> None:
-        while True:
-            for name, size in (await asyncio.to_thread(taken)).items():
-                found[name] = max(found.get(name, 0), size)
-            await asyncio.sleep(LOOK_SECONDS)
-
-    looking = asyncio.create_task(look())
-    try:
-        yield found
-    finally:
-        looking.cancel()
 
 
 def taken() -> dict[str, int]:

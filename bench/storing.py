@@ -10,14 +10,13 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import aiohttp
 
 from bench import rows
+from bench.highest import highest
 from bench.pairs import run_module
 from bench.pipeline import KEY, one_job, serving
 from bench.pure_compute import make_pictures
@@ -52,32 +51,15 @@ async def measure(folder: Path) -> None:
     async with (
         serving(folder / "home", base_model=str(base)) as (url, _),
         aiohttp.ClientSession() as session,
-        highest(folder) as peak,
+        highest(lambda: {NAME: taken(folder)}, every_seconds=LOOK_SECONDS) as peak,
     ):
         client = Client(session, url, KEY)
         data_url = await upload(client, archive, lambda _done: None)
         took = await one_job(client, session, url, data_url, TRAIN, INFERENCE)
         await asyncio.sleep(5)  # what is no longer needed goes
         kept = taken(folder) - base_bytes
-    figures = (f"{peak[0] / GIGABYTE:.1f} GB", f"{kept / GIGABYTE:.1f} GB")
+    figures = (f"{peak[NAME] / GIGABYTE:.1f} GB", f"{kept / GIGABYTE:.1f} GB")
     rows.put("storing", HEAD, (NAME, *figures, f"{took.completed:.0f} s", today()), [NAME])
-
-
-@asynccontextmanager
-async def highest(folder: Path) -> AsyncIterator[list[int]]:
-    """The most bytes seen in the block, in a list of one."""
-    found = [0]
-
-    async def look() -> None:
-        while True:
-            found[0] = max(found[0], await asyncio.to_thread(taken, folder))
-            await asyncio.sleep(LOOK_SECONDS)
-
-    looking = asyncio.create_task(look())
-    try:
-        yield found
-    finally:
-        looking.cancel()
 
 
 def taken(folder: Path) -> int:

@@ -8,8 +8,8 @@ crop is a new one in each epoch, the rate is constant, and the optimizer is bits
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
 from time import perf_counter
@@ -32,6 +32,8 @@ from shared.diffusion.loading import Parts, load
 from shared.request import Train
 
 SHARES = Shares()
+GeneratorOf = Callable[[int, Batch], torch.Generator]
+"""A batch's own, by its epoch."""
 
 
 def main(name: str, folder: Path) -> None:
@@ -40,8 +42,17 @@ def main(name: str, folder: Path) -> None:
     report(learn(parts, folder / "data", request(EVERY[name]), SEED))
 
 
-def learn(parts: Parts, dataset: Path, train: Train, seed: int) -> Figures:
-    """Train the networks of ``parts``, on the device where they are."""
+def learn(
+    parts: Parts,
+    dataset: Path,
+    train: Train,
+    seed: int,
+    generator_of: GeneratorOf | None = None,
+) -> Figures:
+    """Train the networks of ``parts``, on the device where they are.
+
+    Noise and timesteps come from one generator, or from each batch's own.
+    """
     device = parts.unet.device
     parts.vae.requires_grad_(requires_grad=False).eval()
     learning = (parts.unet.train(), parts.text_encoder.train())
@@ -52,8 +63,10 @@ def learn(parts: Parts, dataset: Path, train: Train, seed: int) -> Figures:
     generator = torch.Generator(device).manual_seed(seed)
 
     began, first, images = perf_counter(), 0.0, 0
-    for pixels, captions in read_ahead(dataset, train, seed):
-        step(parts, optimizer, scheduler, generator, pixels=pixels.to(device), captions=captions)
+    for epoch, batch, reading in read_ahead(dataset, train, seed):
+        pixels, captions = reading.result()
+        drawn_by = generator_of(epoch, batch) if generator_of else generator
+        step(parts, optimizer, scheduler, drawn_by, pixels=pixels.to(device), captions=captions)
         images += len(captions)
         first = first or perf_counter()
     if device.type == "cuda":
@@ -94,8 +107,10 @@ def step(
     optimizer.zero_grad(set_to_none=True)
 
 
-def read_ahead(folder: Path, train: Train, seed: int) -> Iterator[tuple[Tensor, list[str]]]:
-    """Pixels (B, 3, H, W) and captions of all batches of all epochs."""
+def read_ahead(
+    folder: Path, train: Train, seed: int
+) -> Iterator[tuple[int, Batch, Future[tuple[Tensor, list[str]]]]]:
+    """All batches with their epochs: their pixels (B, 3, H, W) and captions are being read."""
     pictures = split(Manifest.read(folder).pictures, train.validation).training
     config = replace(EpochConfig.of(train, seed=seed), crops_per_image=0)
 
@@ -115,11 +130,11 @@ def read_ahead(folder: Path, train: Train, seed: int) -> Iterator[tuple[Tensor, 
         ahead = None
         for epoch in range(train.max_epochs):
             for batch in plan_epoch(pictures, config, epoch):
-                current, ahead = ahead, thread.submit(read, batch, epoch)
+                current, ahead = ahead, (epoch, batch, thread.submit(read, batch, epoch))
                 if current:
-                    yield current.result()
+                    yield current
         if ahead:
-            yield ahead.result()
+            yield ahead
 
 
 if __name__ == "__main__":
