@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+import socket
+from collections.abc import AsyncIterator, MutableMapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 import aiohttp
 import msgspec
 import pytest
+from structlog.testing import capture_logs
 
 from services.gateway.app import Gateway
 from services.gateway.database.events import SqlEventStore
@@ -47,9 +49,11 @@ from tests.support.gateway_world import (
     without_signatures,
     world,
 )
+from tests.support.servers.proxy import RESET
 
 ROOT = "/v1/everydream-v1"
 SECONDS = 30
+LEFT = "reader_gone"
 
 
 class Pair(NamedTuple):
@@ -366,6 +370,34 @@ async def test_who_does_not_read_is_cut_off(here: World, monkeypatch: pytest.Mon
         await eventually(partial(is_closed, here))
         with pytest.raises(aiohttp.ClientError):
             await source.rest()
+
+
+@pytest.mark.parametrize("path", ["/events", "/events/{job}"])
+async def test_who_leaves_while_a_stream_opens_leaves_no_error(
+    here: World, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = await here.run()
+    with capture_logs() as logs:
+        await ask_and_leave(here, f"{ROOT}{path.format(job=job)}")
+        await eventually(partial(is_over, logs, caplog))
+
+    assert [each.getMessage() for each in caplog.records] == []
+    assert [each["log_level"] for each in logs if each["event"] == LEFT] == ["debug"]
+
+
+async def ask_and_leave(here: World, path: str) -> None:
+    """Its connection is reset before the gateway has read what it asks for."""
+    _, writer = await asyncio.open_connection("127.0.0.1", here.gateway.port)
+    connection = writer.get_extra_info("socket")
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+    head = f"GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {API_KEY}\r\n\r\n"
+    writer.write(head.encode())
+    writer.close()
+
+
+async def is_over(logs: list[MutableMapping[str, Any]], caplog: pytest.LogCaptureFixture) -> bool:
+    """What came of it is logged: by us, or by aiohttp."""
+    return bool(caplog.records) or any(each["event"] == LEFT for each in logs)
 
 
 async def is_closed(here: World) -> bool | None:

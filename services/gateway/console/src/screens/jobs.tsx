@@ -1,6 +1,6 @@
 import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import { Link, useSearch } from "wouter-preact";
-import type { JobSummary, Kind, Status } from "../api/types";
+import type { JobSummary } from "../api/types";
 import { isLive } from "../api/types";
 import { duration, moment } from "../format";
 import { go } from "../hash";
@@ -10,8 +10,9 @@ import { Bar, StatusLabel } from "../parts/status";
 import { Thumbnail } from "../parts/thumbnail";
 import { useTitle } from "../parts/title";
 import { Unread } from "../parts/unread";
-import { type Wanted, cancelJob, deleteJob, listed, load, next, problem, rows, show, watch } from "../state/jobs";
+import { cancelJob, deleteJob, listed, load, next, problem, rows, show, watch } from "../state/jobs";
 import { may, signIns } from "../state/session";
+import { type Wanted, addressOf, sameJobs, wantedIn } from "../state/wanted";
 import { texts } from "../texts";
 import { shareOf } from "./job/progress";
 
@@ -57,25 +58,6 @@ export function Jobs() {
     </section>
   );
 }
-
-/** The list that an address names. */
-function wantedIn(address: string): Wanted {
-  const query = new URLSearchParams(address);
-  const [kind, status] = [query.get("kind") ?? "", query.get("status") ?? ""];
-  return {
-    kind: Object.hasOwn(texts.kind, kind) ? (kind as Kind) : "",
-    status: Object.hasOwn(texts.status, status) ? (status as Status) : "",
-    id: query.get("id") ?? "",
-    from: query.get("from") ?? "",
-  };
-}
-
-function addressOf(asked: Wanted): string {
-  const query = new URLSearchParams(Object.entries(asked).filter(([, value]) => value)).toString();
-  return query ? `/?${query}` : "/";
-}
-
-const sameJobs = (one: Wanted, other: Wanted): boolean => addressOf(one) === addressOf(other);
 
 interface FilterProps<T extends string> {
   name: string;

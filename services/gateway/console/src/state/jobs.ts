@@ -2,20 +2,10 @@
 import { signal } from "@preact/signals";
 import { BASE, api, isMissing, result } from "../api/client";
 import { type StreamEvent, follow } from "../api/events";
-import type { JobSummary, Kind, Progress, Status } from "../api/types";
+import type { JobSummary, Progress } from "../api/types";
 import { isLive } from "../api/types";
 import { once } from "../once";
-
-/** Which jobs are listed. */
-export interface Wanted {
-  /** Empty: any. */
-  kind: Kind | "";
-  status: Status | "";
-  /** What their ids begin with; empty: anything. */
-  id: string;
-  /** The `next` of the page before; empty: the newest are listed. */
-  from: string;
-}
+import type { Wanted } from "./wanted";
 
 export const rows = signal<readonly JobSummary[]>([]);
 /** Where the next page begins; null: there is none. */
