@@ -328,6 +328,18 @@ async def test_two_tabs_show_one_cancellation_and_one_deletion(here: World) -> N
         await expect(other.get_by_text("There is no such job")).to_be_visible(timeout=PATIENCE)
         await expect(page.locator(".job").filter(has_text=deleted)).to_have_count(0)
 
+        ended = await user.client.run(long_training(user))
+        await user.client.cancel(ended)
+        await other.goto(f"{one.url}/#/jobs/{ended}")
+        third = await one.page(f"/jobs/{ended}")
+        await third.get_by_role("button", name="Delete").click()
+        await third.get_by_role("dialog").get_by_role("button", name="Delete").click()
+        await expect(third.get_by_text("The job is deleted.")).to_be_visible()
+        await expect(other.get_by_text("There is no such job")).to_be_visible()
+        for tab in (page, third):
+            await expect(tab.locator(".jobs")).to_be_visible()
+            await expect(tab.locator(".job").filter(has_text=ended)).to_have_count(0)
+
 
 async def test_a_lost_connection_is_said_and_made_good(here: World) -> None:
     _, user, _ = here
@@ -499,14 +511,27 @@ async def test_of_many_jobs_and_samples_a_page_has_few(here: World) -> None:
         await expect_loaded(rows.first.locator("img").first)
         fetched = thumbnails(asked)
         assert len(fetched) == len({*fetched})  # though each answer has signed them anew
-        await assert_room_for_all_columns(page)
+        await assert_no_column_is_hidden(page)
 
 
-async def assert_room_for_all_columns(page: Page) -> None:
-    """In a window that has it."""
+SHARES_SEEN = """
+(box) => [...box.querySelectorAll("tbody tr:first-child img")].map((each) => {
+  const { left, width } = each.getBoundingClientRect();
+  return (box.getBoundingClientRect().right - left) / width;
+})
+"""
+"""How much of each sample of a row is seen; more than 1: all."""
+
+
+async def assert_no_column_is_hidden(page: Page) -> None:
+    """A window that has no room for all halves one at its edge, which tells that there are more."""
+    box = page.locator(".grid-scroll")
+    for width in (360, 800, 1280):
+        await page.set_viewport_size({"width": width, "height": 740})
+        shares = await box.evaluate(SHARES_SEEN)
+        assert sum(0.25 < share < 0.75 for share in shares) == 1, shares
     await page.set_viewport_size({"width": 3840, "height": 2160})
-    hidden = "each => each.scrollWidth - each.clientWidth"
-    assert await page.locator(".grid-scroll").evaluate(hidden) <= 0
+    assert await box.evaluate("each => each.scrollWidth - each.clientWidth") <= 0
 
 
 async def elements_of(page: Page) -> int:

@@ -33,6 +33,8 @@ export const LIVE: readonly Status[] = ["IN_QUEUE", "IN_PROGRESS"];
 export const ENDED: Status[] = ["COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"];
 export const isLive = (status: Status): boolean => LIVE.includes(status);
 
+export const isJobId = (text: string): boolean => /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/.test(text);
+
 /** A small picture, where the server has one. */
 export const smallOf = <T extends { image: string | null }>(picture: T): T["image"] =>
   (picture as T & { thumbnail?: string | null }).thumbnail ?? picture.image;

@@ -3,6 +3,7 @@ import { type Signal, batch, signal } from "@preact/signals";
 import { BASE, api, isMissing, result } from "../api/client";
 import { type StreamEvent, follow } from "../api/events";
 import { once } from "../once";
+import { onOtherTab, tellOtherTabs } from "./other-tabs";
 import { type JobStatus, type Kind, type Point, type Progress, isLive } from "../api/types";
 
 const TYPES = ["status", "stage", "dataset", "checkpoint", "checkpoint_deleted", "sample", "image", "progress", "deleted"] as const;
@@ -89,7 +90,14 @@ export function followJob(id: string, known?: Kind): Followed {
     onEnd: readSoon,
     goesOn: () => (job.value ? isLive(job.value.status) : !isMissing(problem.value)),
   });
-  return { job, kind, problem, events, points, read, stop: end };
+  const endOthers = onOtherTab((told) => {
+    if (told.job === id) readSoon();
+  });
+  const stop = () => {
+    end();
+    endOthers();
+  };
+  return { job, kind, problem, events, points, read, stop };
 }
 
 /** What the list alone tells; undefined: it cannot be read now, and the job is shown without it. */
@@ -116,7 +124,12 @@ type Command = "sample" | "save" | "stop";
 export const command = (id: string, kind: Command) =>
   result(api.POST(`/jobs/{job}/${kind}`, { params: { path: { job: id } } }));
 
-export const deleteCheckpoint = (id: string, step: number) =>
-  result(api.DELETE("/jobs/{job}/checkpoints/{step}", { params: { path: { job: id, step: String(step) } } }));
+export async function deleteCheckpoint(id: string, step: number): Promise<void> {
+  await result(api.DELETE("/jobs/{job}/checkpoints/{step}", { params: { path: { job: id, step: String(step) } } }));
+  tellOtherTabs({ job: id, isDeleted: false });
+}
 
-export const retryJob = (id: string) => result(api.POST("/retry/{job}", { params: { path: { job: id } } }));
+export async function retryJob(id: string): Promise<void> {
+  await result(api.POST("/retry/{job}", { params: { path: { job: id } } }));
+  tellOtherTabs({ job: id, isDeleted: false });
+}

@@ -5,6 +5,7 @@ import { type StreamEvent, follow } from "../api/events";
 import type { JobSummary, Progress } from "../api/types";
 import { isLive } from "../api/types";
 import { once } from "../once";
+import { tellOtherTabs } from "./other-tabs";
 import type { Wanted } from "./wanted";
 
 export const rows = signal<readonly JobSummary[]>([]);
@@ -92,7 +93,10 @@ function change(id: string, changes: Partial<JobSummary>): void {
 }
 
 export const cancelJob = (id: string) => unlessMissing(api.POST("/cancel/{job}", { params: { path: { job: id } } }));
-export const deleteJob = (id: string) => unlessMissing(api.DELETE("/jobs/{job}", { params: { path: { job: id } } }));
+export async function deleteJob(id: string): Promise<void> {
+  await unlessMissing(api.DELETE("/jobs/{job}", { params: { path: { job: id } } }));
+  tellOtherTabs({ job: id, isDeleted: true });
+}
 
 /** One that was deleted meanwhile is as it should be. */
 async function unlessMissing(call: Parameters<typeof result>[0]): Promise<void> {

@@ -1,6 +1,6 @@
 import { beforeAll, expect, it, vi } from "vitest";
 import type { JobStatus } from "../api/types";
-import { modelInputOf, modelOf, nameOfModel } from "./pictures";
+import { isLora, modelInputOf, modelOf, nameOfModel } from "./pictures";
 
 beforeAll(() => void vi.stubGlobal("navigator", { languages: ["en"] }));
 
@@ -16,4 +16,10 @@ it("draws again with what a job has drawn with", () => {
 it("says it in words", () => {
   expect(nameOfModel(modelOf(job({ model: ["sd_v1-5_vae.ckpt", { model: "b", weight: 0.5 }] })))).toBe("Base model of this server + b × 0.5");
   expect(nameOfModel(modelOf(job({ model: "lora", base: "base" })))).toBe("lora (on base)");
+  expect(nameOfModel("0a1b2c3d-6f69-5d16-8849-7d71e455b1dc")).toBe("Training 0a1b2c3d");
+});
+
+it("knows a LoRA by what was asked for", () => {
+  expect(isLora({ train: { lora_rank: 64 } })).toBe(true);
+  for (const input of [{ train: { lora_rank: null } }, { train: {} }, { train: null }, { model: "owner/name" }]) expect(isLora(input)).toBe(false);
 });

@@ -2,8 +2,9 @@
 import { api, isMissing, result } from "../api/client";
 import { number } from "../format";
 import { texts } from "../texts";
-import { type Image, type JobStatus, type JobSummary, type Kind, type Results, type Status, isLive } from "../api/types";
+import { type Image, type JobStatus, type JobSummary, type Kind, type Results, type Status, isJobId, isLive } from "../api/types";
 import { type List, listOf } from "./list";
+import { onOtherTab } from "./other-tabs";
 
 export interface PictureJob {
   kind: Kind;
@@ -47,6 +48,12 @@ export function pictureJobs(asked: Asked, isShown: (found: PictureJob) => boolea
   return list;
 }
 
+/** Take out of a list what another tab deletes; returns a function that ends it. */
+export const withoutDeleted = ({ items }: List<PictureJob>): (() => void) =>
+  onOtherTab(({ job, isDeleted }) => {
+    if (isDeleted) items.value = items.value.filter((each) => each.job.id !== job);
+  });
+
 /** null: the job has been deleted meanwhile. */
 async function readJob({ id, kind, created_at: createdAt }: JobSummary): Promise<PictureJob | null> {
   try {
@@ -88,6 +95,10 @@ export function modelOf({ id, input }: JobStatus): string {
   return typeof model === "string" && base == null ? model : JSON.stringify({ model, ...(base != null && { base }) });
 }
 
+/** Whether a job trains a LoRA, as far as its input tells. */
+export const isLora = (input: Record<string, unknown>): boolean =>
+  (input.train as { lora_rank?: number | null } | null | undefined)?.lora_rank != null;
+
 type Model = string | { model: string; weight?: number };
 type ModelInput = { model: string | Model[]; base?: string };
 
@@ -109,7 +120,7 @@ export function nameOfModel(text: string): string {
   const { model, base } = modelInputOf(text);
   const names = [model].flat().map((each) => {
     const [name, weight] = typeof each === "string" ? [each, undefined] : [each.model, each.weight];
-    return `${name === BASE_MODEL ? texts.draw.base : name}${weight === undefined ? "" : ` × ${number(weight)}`}`;
+    return `${name === BASE_MODEL ? texts.draw.base : isJobId(name) ? texts.draw.training(name.slice(0, 8)) : name}${weight === undefined ? "" : ` × ${number(weight)}`}`;
   });
   return names.join(" + ") + (base === undefined ? "" : ` (${texts.draw.onBase(base)})`);
 }

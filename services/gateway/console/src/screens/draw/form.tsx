@@ -6,7 +6,7 @@ import { count } from "../../format";
 import { modelInputOf } from "../../state/pictures";
 import { texts } from "../../texts";
 import { type Mistakes, mistakesOf } from "./mistakes";
-import { ModelChoice, type Models, modelFor } from "./models";
+import { ModelChoice, type Models, modelFor, useIsLora } from "./models";
 import { type Field, SEED, type Settings, WEIGHTS, choicesOf, entryOf, rangeOf } from "./settings";
 import { type Taking, TakingPanel } from "./taking";
 
@@ -23,6 +23,9 @@ interface FormProps {
 
 export function Form({ settings, model, models, taking, onSent }: FormProps) {
   const form = useRef<HTMLFormElement>(null);
+  const chosen = modelFor(models, model.value);
+  const withLora = useIsLora(chosen);
+  const isList = Array.isArray(modelInputOf(chosen).model);
   const mistakes = useSignal(NONE);
   const isBusy = useSignal(false);
 
@@ -32,7 +35,7 @@ export function Form({ settings, model, models, taking, onSent }: FormProps) {
     isBusy.value = true;
     mistakes.value = NONE;
     try {
-      const input = { ...modelInputOf(modelFor(models, model.value)), inference: [entryOf(settings.value)] };
+      const input = { ...modelInputOf(chosen), inference: [entryOf(settings.value)] };
       await onSent((await result(api.POST("/run", { body: { input } as never }))).id);
     } catch (error) {
       if (isSignedOut.value) return;
@@ -50,7 +53,7 @@ export function Form({ settings, model, models, taking, onSent }: FormProps) {
   const part = { settings, mistakes };
   return (
     <form ref={form} class="card draw-form" onSubmit={(event) => void send(event)} onKeyDown={onKeyDown}>
-      <ModelChoice models={models} model={model} mistake={mistakes.value.fields.model} />
+      <ModelChoice models={models} model={model} withLora={withLora} mistake={mistakes.value.fields.model} />
       <Prompt {...part} field="prompt" rows={3} />
       <Prompt {...part} field="negative_prompt" rows={1} />
       <div class="fields">
@@ -64,9 +67,9 @@ export function Form({ settings, model, models, taking, onSent }: FormProps) {
       <Control {...part} field="seed" hint={words.seedHint}>
         {(control) => <input {...control} inputMode="numeric" pattern={SEED} title={words.seedRule} autocomplete="off" placeholder={words.random} />}
       </Control>
-      {(settings.value.loras !== "" || Array.isArray(modelInputOf(modelFor(models, model.value)).model)) && (
-        <Control {...part} field="loras" hint={words.lorasHint}>
-          {(control) => <input {...control} pattern={WEIGHTS} title={words.lorasRule} autocomplete="off" placeholder={words.lorasDefault} />}
+      {(settings.value.loras !== "" || withLora || isList) && (
+        <Control {...part} field="loras" {...(withLora ? { label: words.weight, hint: words.weightHint } : { hint: words.lorasHint })}>
+          {(control) => <input {...control} pattern={WEIGHTS} title={words.lorasRule} autocomplete="off" placeholder={withLora ? "1" : words.lorasDefault} />}
         </Control>
       )}
       <div class="problem" role="alert">
@@ -90,12 +93,13 @@ type ControlProps = Pick<JSX.HTMLAttributes<HTMLElement>, "id" | "aria-described
 };
 
 interface ControlParts extends Part {
+  label?: string;
   hint?: string;
   children: (control: ControlProps) => ComponentChildren;
 }
 
 /** A label, its control, and what is wrong with it. */
-function Control({ settings, mistakes, field, hint, children }: ControlParts) {
+function Control({ settings, mistakes, field, label = words.fields[field], hint, children }: ControlParts) {
   const id = `draw-${field}`;
   const mistake = mistakes.value.fields[field];
   const control: ControlProps = {
@@ -107,7 +111,7 @@ function Control({ settings, mistakes, field, hint, children }: ControlParts) {
   };
   return (
     <div class="field">
-      <label for={id}>{words.fields[field]}</label>
+      <label for={id}>{label}</label>
       {children(control)}
       <p id={`${id}-hint`} class="hint">{hint}</p>
       <p id={`${id}-problem`} class="problem">{mistake}</p>

@@ -5,7 +5,7 @@ import type { JobStatus } from "../../api/types";
 import { More } from "../../parts/more";
 import { attempt, tell } from "../../parts/notices";
 import { useTitle } from "../../parts/title";
-import { imagesOf, modelOf, pictureJobs, readStatus } from "../../state/pictures";
+import { imagesOf, modelOf, pictureJobs, readStatus, withoutDeleted } from "../../state/pictures";
 import { may, signIns } from "../../state/session";
 import { texts } from "../../texts";
 import { Form } from "./form";
@@ -27,6 +27,7 @@ export function Draw() {
   const taking = useTaking(settings);
   const drawn = useMemo(() => pictureJobs({ kind: ["draw"], status: [] }), [signIns.value]);
   useEffect(() => void drawn.more(), [drawn]);
+  useEffect(() => withoutDeleted(drawn), [drawn]);
 
   const use = (job: JobStatus, index?: number) => {
     const image = index === undefined ? undefined : imagesOf(job)[index];

@@ -1,11 +1,12 @@
 /** Which model draws: one of the key's own trainings, or the deployment's base model. */
 import type { Signal } from "@preact/signals";
-import { useEffect, useMemo } from "preact/hooks";
+import { useEffect, useMemo, useState } from "preact/hooks";
 import { api, result } from "../../api/client";
-import type { JobSummary } from "../../api/types";
+import { type JobSummary, isJobId } from "../../api/types";
 import { moment } from "../../format";
+import { attempt } from "../../parts/notices";
 import { type List, listOf } from "../../state/list";
-import { BASE_MODEL, nameOfModel } from "../../state/pictures";
+import { BASE_MODEL, isLora, nameOfModel, readStatus } from "../../state/pictures";
 import { signIns } from "../../state/session";
 import { texts } from "../../texts";
 
@@ -31,10 +32,11 @@ interface ModelChoiceProps {
   models: Models;
   /** null: nothing is chosen yet. */
   model: Signal<string | null>;
+  withLora: boolean;
   mistake: string | undefined;
 }
 
-export function ModelChoice({ models, model, mistake }: ModelChoiceProps) {
+export function ModelChoice({ models, model, withLora, mistake }: ModelChoiceProps) {
   const { items: trainings, isBusy, hasMore, problem, more } = models;
   const chosen = modelFor(models, model.value);
   const isListed = chosen === BASE_MODEL || trainings.value.some((job) => job.id === chosen);
@@ -42,7 +44,7 @@ export function ModelChoice({ models, model, mistake }: ModelChoiceProps) {
     <div class="field">
       <label for="draw-model">{words.model}</label>
       <select
-        id="draw-model" value={chosen} aria-invalid={mistake !== undefined} aria-describedby="draw-model-problem"
+        id="draw-model" value={chosen} aria-invalid={mistake !== undefined} aria-describedby="draw-model-hint draw-model-problem"
         onChange={(event) => void (model.value = event.currentTarget.value)}
       >
         {!isListed && <option value={chosen}>{nameOfModel(chosen)}</option>}
@@ -58,6 +60,7 @@ export function ModelChoice({ models, model, mistake }: ModelChoiceProps) {
       {hasMore.value && !isBusy.value && (
         <button type="button" class="quiet" onClick={() => void more()}>{words.olderModels}</button>
       )}
+      <p id="draw-model-hint" class="hint">{withLora ? words.isLora : ""}</p>
       <p id="draw-model-problem" class="problem">{mistake ?? problem.value?.message}</p>
     </div>
   );
@@ -65,3 +68,12 @@ export function ModelChoice({ models, model, mistake }: ModelChoiceProps) {
 
 /** The chosen model, or else the newest training, or else the base model. */
 export const modelFor = ({ items }: Models, chosen: string | null): string => chosen ?? items.value[0]?.id ?? BASE_MODEL;
+
+/** Whether a model is one of the key's trainings that has made a LoRA; false while that is not known. */
+export function useIsLora(model: string): boolean {
+  const [known, setKnown] = useState("");
+  useEffect(() => {
+    if (isJobId(model)) void attempt(async () => isLora((await readStatus(model)).input) && setKnown(model));
+  }, [model]);
+  return known === model;
+}

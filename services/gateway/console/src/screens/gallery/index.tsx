@@ -6,7 +6,7 @@ import { More } from "../../parts/more";
 import { PictureView } from "../../parts/picture-view";
 import { Thumbnail } from "../../parts/thumbnail";
 import { useTitle } from "../../parts/title";
-import { type Picture, type PictureJob, keyOf, pictureJobs, picturesOf } from "../../state/pictures";
+import { type Picture, type PictureJob, keyOf, pictureJobs, picturesOf, withoutDeleted } from "../../state/pictures";
 import { may } from "../../state/session";
 import { texts } from "../../texts";
 import { Selection } from "./selection";
@@ -17,11 +17,14 @@ export function Gallery() {
   useTitle(words.title);
   const found = useMemo(() => pictureJobs({ kind: ["draw", "train"], status: ENDED }, ({ job }) => picturesOf(job).length > 0), []);
   useEffect(() => void found.more(), [found]);
-  const [open, setOpen] = useState<number | null>(null);
+  useEffect(() => withoutDeleted(found), [found]);
+  const [open, setOpen] = useState<string | null>(null);
   const [chosen, setChosen] = useState<ReadonlySet<string>>(new Set());
 
   const { items: jobs, isEmpty } = found;
   const pictures = useMemo(() => jobs.value.flatMap(({ job }) => picturesOf(job)), [jobs.value]);
+  const chosenPictures = pictures.filter((each) => chosen.has(keyOf(each)));
+  const place = pictures.findIndex((each) => keyOf(each) === open);
   const choose = (keys: readonly string[], isChosen: boolean) => {
     const others = [...chosen].filter((key) => !keys.includes(key));
     setChosen(new Set(isChosen ? [...others, ...keys] : others));
@@ -30,14 +33,9 @@ export function Gallery() {
   return (
     <section class="gallery">
       <h1>{words.title}</h1>
-      {chosen.size > 0 && (
-        <Selection pictures={pictures.filter((each) => chosen.has(keyOf(each)))} clear={() => setChosen(new Set())} />
-      )}
+      {chosenPictures.length > 0 && <Selection pictures={chosenPictures} clear={() => setChosen(new Set())} />}
       {jobs.value.map((job) => (
-        <JobPictures
-          key={job.job.id} of={job} chosen={chosen} choose={choose}
-          open={(picture) => setOpen(pictures.findIndex((each) => keyOf(each) === keyOf(picture)))}
-        />
+        <JobPictures key={job.job.id} of={job} chosen={chosen} choose={choose} open={(picture) => setOpen(keyOf(picture))} />
       ))}
       {isEmpty.value && (
         <div class="empty">
@@ -47,7 +45,7 @@ export function Gallery() {
         </div>
       )}
       <More list={found} />
-      {open !== null && <PictureView pictures={pictures} place={open} go={setOpen} />}
+      {place >= 0 && <PictureView pictures={pictures} place={place} go={(next) => setOpen(next === null ? null : keyOf(pictures[next]!))} />}
     </section>
   );
 }
@@ -70,10 +68,12 @@ function JobPictures({ of: { job, kind, createdAt }, chosen, choose, open }: Job
         <h2>
           <Link href={`/jobs/${encodeURIComponent(job.id)}`}>{title}</Link>
         </h2>
-        <label class="check">
-          <input type="checkbox" checked={isAll} onChange={() => choose(keys, !isAll)} />
-          <span>{words.all(keys.length)}</span>
-        </label>
+        {keys.length > 1 && (
+          <label class="check">
+            <input type="checkbox" checked={isAll} onChange={() => choose(keys, !isAll)} />
+            <span>{words.all(keys.length)}</span>
+          </label>
+        )}
       </div>
       <ul class="pictures">
         {pictures.map((picture) => {

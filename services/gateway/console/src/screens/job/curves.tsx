@@ -1,3 +1,4 @@
+import { signal } from "@preact/signals";
 import { useEffect, useRef, useState } from "preact/hooks";
 import uPlot from "uplot";
 import "uplot/dist/uPlot.min.css";
@@ -12,6 +13,11 @@ const HEIGHT = 15;
 const letter = (): number => parseFloat(getComputedStyle(document.documentElement).fontSize);
 /** Between two steps that are named: there are no halves of steps. */
 const WHOLE = [...Array(10).keys()].flatMap((power) => [1, 2, 5].map((digit) => digit * 10 ** power));
+
+/** A canvas keeps the colors that it was painted with. */
+const darkness = matchMedia("(prefers-color-scheme: dark)");
+const isDark = signal(darkness.matches);
+darkness.addEventListener("change", () => (isDark.value = darkness.matches));
 
 interface Curve {
   name: string;
@@ -108,7 +114,7 @@ function Chart({ label, steps, curves, isLog, marks }: ChartProps) {
       sizes.disconnect();
       made.destroy();
     };
-  }, [isLog, marks.length, curves.length]);
+  }, [isLog, marks.length, curves.length, isDark.value]);
   useEffect(() => plot.current?.setData(data), [steps.length, curves]);
 
   return <div ref={box} class="chart" role="img" aria-label={label} />;

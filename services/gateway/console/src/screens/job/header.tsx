@@ -1,15 +1,16 @@
 import { Link } from "wouter-preact";
 import { type JobFile, type JobStatus, type Kind, type Progress, isLive } from "../../api/types";
 import { count, duration, moment, number } from "../../format";
+import { go } from "../../hash";
 import { ask } from "../../parts/dialog";
 import { Facts } from "../../parts/facts";
 import { attempt, tell } from "../../parts/notices";
 import { Bar, StatusLabel } from "../../parts/status";
 import { command, retryJob } from "../../state/job";
-import { cancelJob } from "../../state/jobs";
+import { cancelJob, deleteJob } from "../../state/jobs";
 import { may } from "../../state/session";
 import { texts } from "../../texts";
-import { shareOf } from "./progress";
+import { epochNow, shareOf } from "./progress";
 
 const words = texts.job;
 
@@ -32,8 +33,9 @@ export function Header({ job, kind, title, progress, report, read }: HeaderProps
           {title} <StatusLabel status={job.status} />
         </h1>
         <div class="actions">
-          {report && <a class="button" href={report.url} download={report.name}>{words.report}</a>}
           <Actions job={job} kind={kind} read={read} isTraining={job.status === "IN_PROGRESS" && progress?.stage === "training"} />
+          {report && <a class="button" href={report.url} download={report.name}>{words.report}</a>}
+          {!isLive(job.status) && may("admin") && <Delete id={job.id} />}
         </div>
       </div>
       <p class="hint">
@@ -53,7 +55,7 @@ function Now({ job, progress }: { job: JobStatus; progress: Progress }) {
   const doing = stage && isAtIt ? texts.stage[stage] : texts.status[job.status];
   const facts = [
     step != null && steps != null && words.step(count(step), count(steps)),
-    epoch != null && words.epoch(count(epoch)),
+    epoch != null && words.epoch(count(epochNow({ epoch, step, steps }))),
     left != null && texts.jobs.left(duration(left)),
     job.queue && texts.jobs.position(job.queue.position),
     job.queue?.estimated_start && texts.jobs.startsAt(moment(job.queue.estimated_start)),
@@ -74,6 +76,16 @@ function Now({ job, progress }: { job: JobStatus; progress: Progress }) {
       />
     </div>
   );
+}
+
+function Delete({ id }: { id: string }) {
+  const remove = async () => {
+    if (!(await ask(texts.jobs.confirmDelete(1), words.delete))) return;
+    if (!(await attempt(() => deleteJob(id)))) return;
+    tell(words.deleted);
+    go("/", { replace: true });
+  };
+  return <button class="danger" onClick={() => void remove()}>{words.delete}</button>;
 }
 
 interface ActionsProps extends Pick<HeaderProps, "job" | "kind" | "read"> {
@@ -99,7 +111,7 @@ function Actions({ job, kind, isTraining, read }: ActionsProps) {
       {isTraining && <button onClick={() => void order("save")()}>{words.save}</button>}
       {isTraining && <button title={words.stopHint} onClick={() => void order("stop")()}>{words.stop}</button>}
       {isLive(job.status) && <button class="danger" title={words.cancelHint} onClick={() => void cancel()}>{words.cancel}</button>}
-      {isDone && kind === "train" && <Link class="button" href={`/draw?model=${id}`}>{texts.draw.withModel}</Link>}
+      {isDone && kind === "train" && <Link class="button main" href={`/draw?model=${id}`}>{texts.draw.withModel}</Link>}
       {isDone && kind === "check" && <Link class="button" href={`/new?check=${id}`}>{words.trainOn}</Link>}
       {canRetry && <button onClick={() => void attempt(() => retryJob(job.id).then(read))}>{words.retry}</button>}
       <Link href={`${kind === "draw" ? "/draw" : "/new"}?from=${id}`} class="button">{words.copy}</Link>

@@ -1,7 +1,7 @@
 import { useEffect, useMemo } from "preact/hooks";
 import { Link } from "wouter-preact";
 import { isMissing } from "../../api/client";
-import { type JobStatus, type Kind, type Progress, type Results, isLive } from "../../api/types";
+import { type JobStatus, type Kind, type Progress, type Results, isJobId, isLive } from "../../api/types";
 import { useTitle } from "../../parts/title";
 import { followJob } from "../../state/job";
 import { percent } from "../../format";
@@ -16,7 +16,6 @@ import { shareOf } from "./progress";
 import { Samples } from "./samples";
 
 const words = texts.job;
-const JOB_ID = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/;
 
 export function JobPage({ id }: { id: string }) {
   const followed = useMemo(() => followJob(id), [id]);
@@ -45,8 +44,8 @@ export function JobPage({ id }: { id: string }) {
       {shown.kind === "train" && points && (isLive(job.status) || points.length > 1) && (
         <Curves points={points} checkpoints={shown.checkpoints.map((each) => each.step)} />
       )}
-      <Checkpoints job={job.id} read={followed.read} checkpoints={shown.checkpoints} files={shown.files} finalUrl={shown.finalUrl} />
-      <Files files={shown.files} shown={[shown.finalUrl, ...shown.checkpoints.map((each) => each.url)]} />
+      <Checkpoints job={job} read={followed.read} checkpoints={shown.checkpoints} files={shown.files} finalUrl={shown.finalUrl} />
+      <Files files={shown.files} />
       <Dataset report={shown.dataset} source={datasetOf(job, shown.kind)} />
       {shown.warnings.length > 0 && <Problem kind="warning" title={words.warnings} lines={shown.warnings} />}
       <Log events={followed.events.value} />
@@ -77,7 +76,8 @@ function Problem({ kind, title, lines }: { kind: "error" | "warning"; title: str
 function datasetOf(job: JobStatus, kind: Kind): string | undefined {
   if (kind === "check") return isLive(job.status) ? undefined : job.id;
   const { train } = job.input as { train?: { data_url?: string } };
-  return JOB_ID.exec(train?.data_url ?? "")?.[0];
+  const source = train?.data_url ?? "";
+  return isJobId(source) ? source : undefined;
 }
 
 /** A job's output has one shape while it runs and another when it has ended. */

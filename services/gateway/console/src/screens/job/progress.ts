@@ -5,3 +5,7 @@ export function shareOf(progress: Partial<Progress> | undefined): number | undef
   const { step, steps } = progress ?? {};
   return step == null || !steps ? undefined : Math.min(1, step / steps);
 }
+
+/** Which epoch is being trained, counted from 1; the server tells how many are behind it. */
+export const epochNow = ({ epoch, step, steps }: { epoch: number } & Pick<Progress, "step" | "steps">): number =>
+  step === steps ? epoch : epoch + 1;

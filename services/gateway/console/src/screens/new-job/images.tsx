@@ -14,7 +14,10 @@ const change = (images: readonly Texts[]): void => {
 export function Images() {
   const { images } = form.value;
   // Most people draw all in one way.
-  const add = () => change([...images, { ...images.at(-1), prompt: "" }]);
+  const add = () => {
+    change([...images, { ...images.at(-1), prompt: "" }]);
+    window.setTimeout(() => document.getElementById(`prompt-${images.length}`)?.focus());
+  };
   return (
     <section aria-labelledby="images">
       <h3 id="images">{words.images}</h3>

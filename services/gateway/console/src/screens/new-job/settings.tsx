@@ -42,7 +42,7 @@ function Presets() {
           <input type="radio" name="preset" checked={form.value.preset === name} onChange={() => change({ preset: name })} />
           <span class="what">
             <strong>{name ? (words.presets[name] ?? name) : words.noPreset}</strong>
-            {name ? <Sets preset={name} /> : <span class="hint">{words.noPresetHint}</span>}
+            {name ? <Sets preset={name} /> : <span class="hint">{words.noPresetHint} {words.makesModel}</span>}
           </span>
         </label>
       ))}
@@ -53,6 +53,7 @@ function Presets() {
 function Sets({ preset }: { preset: string }) {
   return (
     <ul class="hint">
+      <li>{PRESETS[preset]!.lora_rank ? words.makesLora : words.makesModel}</li>
       {Object.entries(PRESETS[preset]!).map(([name, { value, why, source }]) => (
         <li key={name} title={source}>
           <code>{`${name} ${textOf(value)}`}</code> {why}

@@ -1,6 +1,7 @@
 /** A job that is being made: its data, its check, its settings. It stays while other pages are looked at. */
 import { computed, effect, signal } from "@preact/signals";
 import { Failure, api, isSignedOut, result } from "../../api/client";
+import { isJobId } from "../../api/types";
 import { type Chosen, type LeftOut, planOf } from "./packing";
 import { EMPTY, type Form, type Mistakes, type Request, formOf, mistakesOf, remaining, requestOf, sorted, trainOf } from "./request";
 import { texts } from "../../texts";
@@ -127,7 +128,7 @@ export async function fillFrom(id: string): Promise<string | null> {
   const input = job.input as Parameters<typeof formOf>[0];
   form.value = formOf(input);
   const address = String(input.train?.data_url ?? "");
-  if (isId(address)) {
+  if (isJobId(address)) {
     checks.followCheck(address);
     return address;
   }
@@ -137,10 +138,8 @@ export async function fillFrom(id: string): Promise<string | null> {
 
 /** Go on with a check, as after the page was loaded again. */
 export function goOn(id: string): void {
-  if (checks.check.value?.id !== id && isId(id)) checks.followCheck(id);
+  if (checks.check.value?.id !== id && isJobId(id)) checks.followCheck(id);
 }
-
-const isId = (text: string): boolean => /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/.test(text);
 
 let lastSent: { body: string; key: string } | undefined;
 

@@ -51,6 +51,13 @@ describe("the request", () => {
       ...EMPTY, images: [{ prompt: "one" }],
     });
   });
+
+  it("of a form that was made from an input has the preset that made it", () => {
+    const form: Form = { ...EMPTY, preset: "person", train: { lr: "1e-6" } };
+    expect(formOf(requestOf(form, "DATA").input)).toEqual(form);
+    const { train } = requestOf({ ...form, train: { lora_rank: "16" } }, "DATA").input;
+    expect(formOf({ train })).toEqual({ ...EMPTY, train: { lora_rank: "16", lora_conv_rank: "64" } });
+  });
 });
 
 const BUCKET = { accessId: "ID", accessSecret: "s3cret", bucketName: "mine", endpointUrl: "https://s3.example.com" };

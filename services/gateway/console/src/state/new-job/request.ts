@@ -198,14 +198,21 @@ export function formOf(input: Input): Form {
   const train = input.train ?? {};
   const entries = [input.inference ?? []].flat() as Record<string, Value>[];
   const validation = train.validation as Record<string, Value> | null | undefined;
+  const preset = Object.keys(PRESETS).find((name) => isSetBy(name, train)) ?? "";
+  const own = Object.entries(train).filter(([name]) => !Object.hasOwn(presetOf(preset), name));
   return {
     ...EMPTY,
-    train: { ...textsOf("train", train), ...textsOf("beyond", train) },
+    preset,
+    train: { ...textsOf("train", Object.fromEntries(own)), ...textsOf("beyond", Object.fromEntries(own)) },
     validation: validation ? textsOf("validation", validation) : null,
     samplePrompts: ((train.sample_prompts ?? []) as string[]).map((prompt) => prompt.replaceAll("\n", " ")).join("\n"),
     images: entries.map((entry) => ({ prompt: textOf(entry.prompt ?? ""), ...textsOf("inference", entry) })),
   };
 }
+
+/** Whether a job has all that a preset sets: answers tell of the values alone. */
+const isSetBy = (preset: string, train: Train): boolean =>
+  Object.entries(presetOf(preset)).every(([name, value]) => textOf(train[name] ?? null) === textOf(value));
 
 /** What differs from its default. */
 function textsOf(group: Group, values: Record<string, Value>): Texts {
