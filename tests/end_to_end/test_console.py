@@ -589,15 +589,29 @@ async def test_every_screen_fits_a_phone_and_says_nothing_serious_to_axe(here: W
             await expect(page.locator("[aria-disabled=true]")).to_have_count(0)
             await one.assert_keyboard(page)
             await page.evaluate("document.querySelectorAll('details').forEach(e => e.open = true)")
-            overflow = await page.evaluate(
-                "document.documentElement.scrollWidth - document.documentElement.clientWidth"
-            )
-            assert overflow <= 0, screen
+            await assert_fits(page, screen)
             await one.assert_accessible(page)
+        await page.goto(f"{one.url}/#/jobs/..%2Fadmin")
+        await expect(page.get_by_text("There is no such job")).to_be_visible()
         await page.get_by_role("button", name="Sign out").click()
         await expect(page.get_by_label("API key")).to_be_visible()
         await one.assert_keyboard(page)
         await one.assert_accessible(page)
+
+
+async def assert_fits(page: Page, screen: str) -> None:
+    """Also at a zoom of 400 %; there nothing stays on the screen that would fill it."""
+    for width, height in ((200, 400), (320, 256), (360, 740)):
+        await page.set_viewport_size({"width": width, "height": height})
+        overflow, position = await page.evaluate(
+            """() => {
+              const { scrollWidth, clientWidth } = document.documentElement;
+              const { position } = getComputedStyle(document.querySelector(".bar"));
+              return [scrollWidth - clientWidth, position];
+            }"""
+        )
+        assert overflow <= 0, (screen, width)
+        assert position == ("sticky" if height > 416 else "static")
 
 
 async def test_the_page_is_small_and_asks_for_nothing_else(here: World) -> None:

@@ -33,6 +33,9 @@ export class Failure extends Error {
 /** Whether there is no such thing, or not any more. */
 export const isMissing = (error: unknown): boolean => error instanceof Failure && error.status === 404;
 
+/** Whether the server will never answer what was asked, such as the page of a list at a place that is none. */
+export const isRefused = (error: unknown): boolean => error instanceof Failure && error.status === 400;
+
 /** Whether the server lets this browser in no more, or not yet. */
 export const isSignedOut = signal(false);
 

@@ -35,6 +35,12 @@ export const isLive = (status: Status): boolean => LIVE.includes(status);
 
 export const isJobId = (text: string): boolean => /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/.test(text);
 
+/** The id that an address names, however it was typed; undefined: it is none. */
+export function jobIdIn(text: string): string | undefined {
+  const id = text.trim().toLowerCase();
+  return isJobId(id) ? id : undefined;
+}
+
 /** A small picture, where the server has one. */
 export const smallOf = <T extends { image: string | null }>(picture: T): T["image"] =>
   (picture as T & { thumbnail?: string | null }).thumbnail ?? picture.image;

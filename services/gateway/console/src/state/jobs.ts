@@ -1,6 +1,6 @@
 /** A page of the key's jobs, newest first, kept up to date by events. */
 import { signal } from "@preact/signals";
-import { BASE, api, isMissing, result } from "../api/client";
+import { BASE, api, isMissing, isRefused, result } from "../api/client";
 import { type StreamEvent, follow } from "../api/events";
 import type { JobSummary, Progress } from "../api/types";
 import { isLive } from "../api/types";
@@ -48,6 +48,7 @@ export async function load(): Promise<void> {
   } catch (error) {
     problem.value = error as Error;
     window.clearTimeout(again);
+    if (isRefused(error)) return;
     again = window.setTimeout(() => void load(), AGAIN_MS);
   }
 }

@@ -1,6 +1,6 @@
 import { beforeAll, expect, it, vi } from "vitest";
 import type { JobStatus } from "../api/types";
-import { isLora, modelInputOf, modelOf, nameOfModel } from "./pictures";
+import { isLora, modelInputOf, modelOf, nameOfModel, readStatus } from "./pictures";
 
 beforeAll(() => void vi.stubGlobal("navigator", { languages: ["en"] }));
 
@@ -22,4 +22,16 @@ it("says it in words", () => {
 it("knows a LoRA by what was asked for", () => {
   expect(isLora({ train: { lora_rank: 64 } })).toBe(true);
   for (const input of [{ train: { lora_rank: null } }, { train: {} }, { train: null }, { model: "owner/name" }]) expect(isLora(input)).toBe(false);
+});
+
+it.each(["", "..", "../jobs", "%", "toString", "6335978d", "6335978d-6aed-5f49-b848-85ff70eccf47/x"])("asks nobody for a job whose id is none: %s", async (text) => {
+  const asked = vi.fn();
+  vi.stubGlobal("fetch", asked);
+  await expect(readStatus(text)).rejects.toMatchObject({ status: 404 });
+  expect(asked).not.toHaveBeenCalled();
+});
+
+it.each(['{"model":[]}', '{"model":[1]}', "{}", "[]", "null", "1"])("takes an odd address of a model for a name: %s", (text) => {
+  expect(modelInputOf(text)).toEqual({ model: text });
+  expect(nameOfModel(text)).toBe(text);
 });

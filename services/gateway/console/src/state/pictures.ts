@@ -1,8 +1,8 @@
 /** Jobs with the images they have drawn, newest first. */
-import { api, isMissing, result } from "../api/client";
+import { Failure, api, isMissing, result } from "../api/client";
 import { number } from "../format";
 import { texts } from "../texts";
-import { type Image, type JobStatus, type JobSummary, type Kind, type Results, type Status, isJobId, isLive } from "../api/types";
+import { type Image, type JobStatus, type JobSummary, type Kind, type Results, type Status, isJobId, isLive, jobIdIn } from "../api/types";
 import { type List, listOf } from "./list";
 import { onOtherTab } from "./other-tabs";
 
@@ -64,8 +64,12 @@ async function readJob({ id, kind, created_at: createdAt }: JobSummary): Promise
   }
 }
 
-export const readStatus = (id: string): Promise<JobStatus> =>
-  result(api.GET("/status/{job}", { params: { path: { job: id } } }));
+/** What `/status` says of a job; what is no id, as an address may have it, is not asked for. */
+export async function readStatus(text: string): Promise<JobStatus> {
+  const job = jobIdIn(text);
+  if (job === undefined) throw new Failure(404, texts.job.notFound);
+  return result(api.GET("/status/{job}", { params: { path: { job } } }));
+}
 
 async function inTurns<T, R>(items: readonly T[], act: (item: T) => Promise<R>): Promise<R[]> {
   const done: R[] = [];
@@ -106,7 +110,8 @@ type ModelInput = { model: string | Model[]; base?: string };
 export function modelInputOf(text: string): ModelInput {
   try {
     const input = JSON.parse(text) as Partial<ModelInput> | null;
-    if ([input?.model].flat().every(isModel)) return input as ModelInput;
+    const models = [input?.model ?? []].flat();
+    if (models.length > 0 && models.every(isModel)) return input as ModelInput;
   } catch {
     // a name
   }

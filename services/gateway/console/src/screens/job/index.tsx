@@ -1,7 +1,7 @@
 import { useEffect, useMemo } from "preact/hooks";
 import { Link } from "wouter-preact";
 import { isMissing } from "../../api/client";
-import { type JobStatus, type Kind, type Progress, type Results, isJobId, isLive } from "../../api/types";
+import { type JobStatus, type Kind, type Progress, type Results, isJobId, isLive, jobIdIn } from "../../api/types";
 import { useTitle } from "../../parts/title";
 import { followJob } from "../../state/job";
 import { percent } from "../../format";
@@ -17,7 +17,21 @@ import { Samples } from "./samples";
 
 const words = texts.job;
 
-export function JobPage({ id }: { id: string }) {
+export function JobPage({ id: text }: { id: string }) {
+  const id = jobIdIn(text);
+  return id === undefined ? <Missing text={words.notFound} /> : <Known id={id} />;
+}
+
+function Missing({ text }: { text: string }) {
+  return (
+    <div class="empty" role="alert">
+      <h1>{text}</h1>
+      <Link href="/">{texts.error.home}</Link>
+    </div>
+  );
+}
+
+function Known({ id }: { id: string }) {
   const followed = useMemo(() => followJob(id), [id]);
   useEffect(() => followed.stop, [followed]);
 
@@ -27,12 +41,7 @@ export function JobPage({ id }: { id: string }) {
   if (!job) {
     const { value: problem } = followed.problem;
     if (!problem) return <p class="empty" role="status">{texts.picture.reading}</p>;
-    return (
-      <div class="empty" role="alert">
-        <h1>{isMissing(problem) ? words.notFound : (problem as Error).message}</h1>
-        <Link href="/">{texts.error.home}</Link>
-      </div>
-    );
+    return <Missing text={isMissing(problem) ? words.notFound : (problem as Error).message} />;
   }
   const shown = partsOf(job, kind);
   return (

@@ -2,6 +2,7 @@
 import { computed, effect, signal } from "@preact/signals";
 import { Failure, api, isSignedOut, result } from "../../api/client";
 import { isJobId } from "../../api/types";
+import { readStatus } from "../pictures";
 import { type Chosen, type LeftOut, planOf } from "./packing";
 import { EMPTY, type Form, type Mistakes, type Request, formOf, mistakesOf, remaining, requestOf, sorted, trainOf } from "./request";
 import { texts } from "../../texts";
@@ -123,7 +124,7 @@ async function beginCheck(address: string): Promise<string> {
 
 /** Fill the form from an earlier job; returns the check that it was trained on, or null if there was none. */
 export async function fillFrom(id: string): Promise<string | null> {
-  const job = await result(api.GET("/status/{job}", { params: { path: { job: id } } }));
+  const job = await readStatus(id);
   startOver();
   const input = job.input as Parameters<typeof formOf>[0];
   form.value = formOf(input);
