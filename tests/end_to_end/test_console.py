@@ -241,6 +241,7 @@ async def test_a_dropped_folder_is_mended_trained_as_it_was_mended_and_drawn_wit
         caption = page.get_by_role("textbox", name="IMG_2042.heic")
         await caption.fill(PROMPTS[1])
         await page.get_by_label("Use IMG_2043.png").uncheck()
+        await page.get_by_role("radio", name="A person").check()
         for field, value in (("max_epochs", "2"), ("batch_size", "2")):
             await page.locator(f"#input-train-{field}").fill(value)
         await page.locator("#input-train-resolution").select_option("256")
@@ -263,22 +264,32 @@ async def test_a_dropped_folder_is_mended_trained_as_it_was_mended_and_drawn_wit
         assert sorted(captions.values()) == sorted(PROMPTS)
         assert dataset["captions"]["edited"] == 1
 
+        await expect(page.get_by_text("Final LoRA")).to_be_visible()
         await page.get_by_role("link", name="Draw with this model").click()
-        await page.get_by_label("Prompt", exact=True).fill(PROMPTS[1])
-        for field in ("width", "height"):
-            await page.locator(f"#draw-{field}").select_option("128")
-        await page.locator("#draw-num_inference_steps").fill("2")
-        await page.get_by_role("button", name="Draw", exact=True).click()
-        drawn = page.get_by_role("main").locator("img").first
-        await expect(drawn).to_be_visible(timeout=PATIENCE)
-        await one.assert_accessible(page)
-        await page.get_by_role("article").get_by_role("link").first.click()
-        await expect_kind(page, "Drawing")
+        drawing = await draw_with_half_of_the_lora(one, page)
+        asked = (await user.client.status(drawing))["input"]
+        assert (asked["model"], asked["inference"][0]["loras"]) == (job, [0.5])
         await page.goto(f"{one.url}/#/jobs/{check}")
         await expect_kind(page, "Check of a data set")
         await expect(page.get_by_role("link", name="Draw with this model")).to_have_count(0)
         await page.get_by_role("link", name="Train on these pictures").click()
         await expect(page.get_by_role("textbox", name="IMG_2042.heic")).to_have_value(PROMPTS[1])
+
+
+async def draw_with_half_of_the_lora(one: Visit, page: Page) -> str:
+    """On the screen for it; then on the page of the job that has drawn, whose id is returned."""
+    await page.get_by_label("Weight of the LoRA").fill("0.5")
+    await page.get_by_label("Prompt", exact=True).fill(PROMPTS[1])
+    for field in ("width", "height"):
+        await page.locator(f"#draw-{field}").select_option("128")
+    await page.locator("#draw-num_inference_steps").fill("2")
+    await page.get_by_role("button", name="Draw", exact=True).click()
+    drawn = page.get_by_role("main").locator("img").first
+    await expect(drawn).to_be_visible(timeout=PATIENCE)
+    await one.assert_accessible(page)
+    await page.get_by_role("article").get_by_role("link").first.click()
+    await expect_kind(page, "Drawing")
+    return page.url.rpartition("/")[2]
 
 
 async def expect_kind(page: Page, kind: str) -> None:

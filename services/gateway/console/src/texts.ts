@@ -320,6 +320,7 @@ export const texts = {
     },
     weight: "Weight of the LoRA",
     weightHint: "1 as it was trained, less for less of it.",
+    weightRule: "A number from -10 to 10",
     isLora: "A LoRA: it is put on its base model.",
     training: (id: string) => `Training ${id}`,
     model: "Model",

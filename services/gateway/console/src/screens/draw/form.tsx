@@ -7,7 +7,7 @@ import { modelInputOf } from "../../state/pictures";
 import { texts } from "../../texts";
 import { type Mistakes, mistakesOf } from "./mistakes";
 import { ModelChoice, type Models, modelFor, useIsLora } from "./models";
-import { type Field, SEED, type Settings, WEIGHTS, choicesOf, entryOf, rangeOf } from "./settings";
+import { type Field, SEED, type Settings, WEIGHT, WEIGHTS, choicesOf, entryOf, rangeOf } from "./settings";
 import { type Taking, TakingPanel } from "./taking";
 
 const words = texts.draw;
@@ -25,6 +25,11 @@ export function Form({ settings, model, models, taking, onSent }: FormProps) {
   const form = useRef<HTMLFormElement>(null);
   const chosen = modelFor(models, model.value);
   const withLora = useIsLora(chosen);
+  // Weights are those of one model's LoRAs.
+  const choose = (id: string) => {
+    model.value = id;
+    settings.value = { ...settings.value, loras: "" };
+  };
   const isList = Array.isArray(modelInputOf(chosen).model);
   const mistakes = useSignal(NONE);
   const isBusy = useSignal(false);
@@ -53,7 +58,7 @@ export function Form({ settings, model, models, taking, onSent }: FormProps) {
   const part = { settings, mistakes };
   return (
     <form ref={form} class="card draw-form" onSubmit={(event) => void send(event)} onKeyDown={onKeyDown}>
-      <ModelChoice models={models} model={model} withLora={withLora} mistake={mistakes.value.fields.model} />
+      <ModelChoice models={models} chosen={chosen} choose={choose} withLora={withLora} mistake={mistakes.value.fields.model} />
       <Prompt {...part} field="prompt" rows={3} />
       <Prompt {...part} field="negative_prompt" rows={1} />
       <div class="fields">
@@ -69,7 +74,7 @@ export function Form({ settings, model, models, taking, onSent }: FormProps) {
       </Control>
       {(settings.value.loras !== "" || withLora || isList) && (
         <Control {...part} field="loras" {...(withLora ? { label: words.weight, hint: words.weightHint } : { hint: words.lorasHint })}>
-          {(control) => <input {...control} pattern={WEIGHTS} title={words.lorasRule} autocomplete="off" placeholder={withLora ? "1" : words.lorasDefault} />}
+          {(control) => <input {...control} pattern={withLora ? WEIGHT : WEIGHTS} title={withLora ? words.weightRule : words.lorasRule} autocomplete="off" placeholder={withLora ? "1" : words.lorasDefault} />}
         </Control>
       )}
       <div class="problem" role="alert">

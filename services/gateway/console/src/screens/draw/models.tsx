@@ -1,5 +1,4 @@
 /** Which model draws: one of the key's own trainings, or the deployment's base model. */
-import type { Signal } from "@preact/signals";
 import { useEffect, useMemo, useState } from "preact/hooks";
 import { api, result } from "../../api/client";
 import { type JobSummary, isJobId } from "../../api/types";
@@ -30,22 +29,21 @@ async function readPage(cursor: string | undefined) {
 
 interface ModelChoiceProps {
   models: Models;
-  /** null: nothing is chosen yet. */
-  model: Signal<string | null>;
+  chosen: string;
+  choose: (model: string) => void;
   withLora: boolean;
   mistake: string | undefined;
 }
 
-export function ModelChoice({ models, model, withLora, mistake }: ModelChoiceProps) {
+export function ModelChoice({ models, chosen, choose, withLora, mistake }: ModelChoiceProps) {
   const { items: trainings, isBusy, hasMore, problem, more } = models;
-  const chosen = modelFor(models, model.value);
   const isListed = chosen === BASE_MODEL || trainings.value.some((job) => job.id === chosen);
   return (
     <div class="field">
       <label for="draw-model">{words.model}</label>
       <select
         id="draw-model" value={chosen} aria-invalid={mistake !== undefined} aria-describedby="draw-model-hint draw-model-problem"
-        onChange={(event) => void (model.value = event.currentTarget.value)}
+        onChange={(event) => choose(event.currentTarget.value)}
       >
         {!isListed && <option value={chosen}>{nameOfModel(chosen)}</option>}
         {trainings.value.length > 0 && (

@@ -1,7 +1,7 @@
 import train from "openapi:RequestTrain";
 import { describe, expect, test } from "vitest";
 import { BASE_MODEL } from "../../state/pictures";
-import { STANDARD, choicesOf, entriesOf, entryOf, rangeOf, settingsOf, settingsOfImage } from "./settings";
+import { STANDARD, WEIGHT, WEIGHTS, choicesOf, entriesOf, entryOf, rangeOf, settingsOf, settingsOfImage } from "./settings";
 
 describe("the form's settings", () => {
   test("are offered and bounded as the API's document says", () => {
@@ -44,4 +44,12 @@ describe("the form's settings", () => {
     expect(entriesOf({ inference: [{ prompt: "a" }, { prompt: "b" }] })).toHaveLength(2);
     expect(entriesOf({ inference: null })).toEqual([]);
   });
+});
+
+test("a LoRA takes one weight, and several take one each", () => {
+  const fits = (pattern: string, text: string) => new RegExp(`^(?:${pattern})$`, "v").test(text); // as a browser reads it
+  expect(["0.5", " -1 ", "+.8"].map((text) => fits(WEIGHT, text))).toEqual([true, true, true]);
+  expect(["0.5, 1", "x", "1e5"].map((text) => fits(WEIGHT, text))).toEqual([false, false, false]);
+  expect(["0.5", "0.5, -1 ,.8"].map((text) => fits(WEIGHTS, text))).toEqual([true, true]);
+  expect(["0.5,", "0.5 1"].map((text) => fits(WEIGHTS, text))).toEqual([false, false]);
 });

@@ -77,8 +77,9 @@ export function entryOf(settings: Settings): Entry {
   };
 }
 
-/** What the form takes as `loras`. */
-export const WEIGHTS = String.raw`\s*[+\-]?[\d.]+(\s*,\s*[+\-]?[\d.]+)*\s*`;
+/** What the form takes as `loras` of a model that is one LoRA, and of others. */
+export const WEIGHT = String.raw`\s*[+\-]?[\d.]+\s*`;
+export const WEIGHTS = `${WEIGHT}(,${WEIGHT})*`;
 
 /** The form for an entry of a request, whose fields may be left out or null. */
 export function settingsOf(entry: Partial<Entry>): Settings {
