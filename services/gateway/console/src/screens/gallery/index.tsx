@@ -34,9 +34,11 @@ export function Gallery() {
     <section class="gallery">
       <h1>{words.title}</h1>
       {chosenPictures.length > 0 && <Selection pictures={chosenPictures} clear={() => setChosen(new Set())} />}
-      {jobs.value.map((job) => (
-        <JobPictures key={job.job.id} of={job} chosen={chosen} choose={choose} open={(picture) => setOpen(keyOf(picture))} />
-      ))}
+      <div class="shelf">
+        {jobs.value.map((job) => (
+          <JobPictures key={job.job.id} of={job} chosen={chosen} choose={choose} open={(picture) => setOpen(keyOf(picture))} />
+        ))}
+      </div>
       {isEmpty.value && (
         <div class="empty">
           <h2>{words.empty}</h2>
@@ -63,7 +65,7 @@ function JobPictures({ of: { job, kind, createdAt }, chosen, choose, open }: Job
   const keys = pictures.map(keyOf);
   const isAll = keys.every((key) => chosen.has(key));
   return (
-    <section class="job-pictures" aria-label={title}>
+    <section class="job-pictures" aria-label={title} style={{ "--pictures": pictures.length }}>
       <div class="head">
         <h2>
           <Link href={`/jobs/${encodeURIComponent(job.id)}`}>{title}</Link>
