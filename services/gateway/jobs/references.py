@@ -233,13 +233,16 @@ class References:
 
 
 def _base_of(address: str, job: Job | None, checkpoint: Artifact | None) -> str:
-    """The model that a LoRA's file is for, which a job has trained; empty: it is no such file.
+    """The model that a LoRA's file is for, which a job has made; empty: it is no such file.
 
     A job's model comes with it. Its files alone do not, and would be put on the deployment's.
     """
     if job is None or checkpoint is None or address == f"{STORED}{job.model}":
         return ""
-    return job.lora_base and f"{STORED}{job.lora_base}"
+    staged = decode(job.stages["training"].trigger)
+    if isinstance(staged, DatasetStaged) and staged.train.lora_rank is not None:
+        return f"{STORED}{staged.lora_base or staged.base_model}"
+    return ""
 
 
 def keep_for(job: Job, owner: str, until: float, now: float) -> Step:

@@ -22,6 +22,7 @@ from shared.messaging.messages import (
     BucketChecked,
     BucketDue,
     CheckpointFinal,
+    CheckpointSaved,
     ClaimGranted,
     DatasetStaged,
     GatewayHeartbeat,
@@ -52,6 +53,7 @@ from shared.network.addresses import shown_url
 from shared.request import ModelSource, S3Config
 from shared.service_process import closing
 from shared.storage.snapshots import sample_key, snapshot_prefix
+from tests.integration.gateway.test_server_sent_events import following
 from tests.support.gateway_world import (
     API_KEY,
     DEADLINE,
@@ -409,24 +411,38 @@ async def test_a_checkpoint_of_ours_keeps_what_its_job_knows_of_it(here: World) 
 
 
 async def test_a_loras_file_of_ours_is_put_on_the_model_that_it_was_trained_on(here: World) -> None:
-    base, other = "jobs/base/training/1/model", "https://example.com/other.safetensors"
-    job, trainer = await training(here, TRAIN_ONLY)
-    await trainer.finish_training(lora_base=base)
-    train = (await here.status_becomes(job, "COMPLETED"))["output"]["train"]
-    (early,) = train["checkpoints"]
+    other = "https://example.com/other.safetensors"
+    job, trainer = await training(here, training_from(None, lora_rank=8))
+    key = f"jobs/{job}/training/1/job-ep00.safetensors"
+    await trainer.publish(
+        CheckpointSaved, artifact=await trainer.put(key, "checkpoint"), step=2, epoch=0
+    )
+    async with following(here, job) as source:
+        saved = await source.until("checkpoint")
+    assert await base_of(here, drawing_with(saved.data["url"])) == "store:cache/base"
 
-    for link in (early["url"], train["checkpoint_url"]):
+    await trainer.finish_training(lora_base="cache/base")
+    train = (await here.status_becomes(job, "COMPLETED"))["output"]["train"]
+    for link in (train["checkpoints"][0]["url"], train["checkpoint_url"]):
         drawing, trained_on = drawing_with(link)["input"], training_from(link)["input"]["train"]
-        assert await base_of(here, {"input": drawing}) == f"store:{base}"
+        assert await base_of(here, {"input": drawing}) == "store:cache/base"
         assert await base_of(here, {"input": {**drawing, "base": other}}) == other
-        assert await base_of(here, {"input": {"train": trained_on}}) == f"store:{base}"
+        assert await base_of(here, {"input": {"train": trained_on}}) == "store:cache/base"
         assert await base_of(here, {"input": {"train": {**trained_on, "base": other}}}) == other
     assert await base_of(here, drawing_with(job)) == ""
     assert await base_of(here, training_from(job)) is None
 
 
-def training_from(model: str) -> dict[str, Any]:
-    return {"input": {"train": {**TRAIN_ONLY["input"]["train"], "resume_ckpt_url": model}}}
+async def test_a_whole_models_file_of_ours_is_put_on_nothing(here: World) -> None:
+    (early,) = (await finished(here))["output"]["train"]["checkpoints"]
+
+    assert await base_of(here, drawing_with(early["url"])) == ""
+    assert await base_of(here, training_from(early["url"])) is None
+
+
+def training_from(model: str | None, **more: Any) -> dict[str, Any]:
+    train = {**TRAIN_ONLY["input"]["train"], "resume_ckpt_url": model, **more}
+    return {"input": {"train": {name: value for name, value in train.items() if value is not None}}}
 
 
 async def base_of(here: World, body: dict[str, Any]) -> str | None:
