@@ -16,14 +16,20 @@ import msgspec
 import psutil
 
 from shared.concurrency import cancelled, in_thread
-from shared.messaging.messages import DatasetStaged, StagingStarted, TrainingStarted, decode
+from shared.messaging.messages import (
+    DatasetStaged,
+    StagingStarted,
+    TrainingProgressed,
+    TrainingStarted,
+    decode,
+)
 from shared.messaging.topology import EXCHANGE
 from tests.support.services import ServiceProcess, Services
 
 LOOK_SECONDS = 1.0
 FORGET_THE_PEAK = "5"
 """To the kernel, of a process's memory."""
-FACTS = ("staging.started", "dataset.staged", "training.started")
+FACTS = ("staging.started", "dataset.staged", "training.started", "training.progressed")
 Interval = tuple[float, float]
 
 
@@ -141,19 +147,26 @@ class Turns:
     staged: dict[str, float] = field(default_factory=dict)
     trained: dict[str, float] = field(default_factory=dict)
     """When a job was taken by the trainer first."""
-    taken: list[tuple[float, str]] = field(default_factory=list)
-    """Every turn of the trainer, in order."""
-    _claims: set[str] = field(default_factory=set)
+    claimed: dict[str, tuple[float, str]] = field(default_factory=dict)
+    """When the trainer claimed which job, by the claim, in order."""
+    worked: set[str] = field(default_factory=set)
+    """Claims under which it worked: those of a job that was cancelled meanwhile are refused."""
 
     def add(self, fact: object, at: float) -> None:
         if isinstance(fact, StagingStarted):
             self.begun.add(fact.job)
         elif isinstance(fact, DatasetStaged):
             self.staged.setdefault(fact.job, at)
-        elif isinstance(fact, TrainingStarted) and fact.claim not in self._claims:
-            self._claims.add(fact.claim)
+        elif isinstance(fact, TrainingStarted):
             self.trained.setdefault(fact.job, at)
-            self.taken.append((at, fact.job))
+            self.claimed.setdefault(fact.claim, (at, fact.job))
+        elif isinstance(fact, TrainingProgressed):
+            self.worked.add(fact.claim)
+
+    @property
+    def taken(self) -> list[tuple[float, str]]:
+        """Every turn of the trainer, in order."""
+        return [turn for claim, turn in self.claimed.items() if claim in self.worked]
 
     def of_others(self, jobs: Collection[str], until: float) -> list[float]:
         """Seconds of each turn of somebody else while one of these jobs waited for the trainer.
@@ -163,10 +176,11 @@ class Turns:
         waits = _merged(
             (self.staged[job], self.trained.get(job, until)) for job in jobs if job in self.staged
         )
-        ends = [*(at for at, _ in self.taken[1:]), until]
+        taken = self.taken
+        ends = [*(at for at, _ in taken[1:]), until]
         turns = [
             sum(max(min(end, to) - max(at, since), 0.0) for since, to in waits)
-            for (at, job), end in zip(self.taken, ends, strict=True)
+            for (at, job), end in zip(taken, ends, strict=True)
             if job not in jobs
         ]
         return [seconds for seconds in turns if seconds]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from shared.messaging.messages import DatasetStaged, TrainingStarted
+from shared.messaging.messages import DatasetStaged, TrainingProgressed, TrainingStarted
 from shared.request import Train
 from tests.hostile import report
 from tests.hostile.acts import ACTS, SIBLING
@@ -148,6 +148,7 @@ def test_the_memory_that_is_held_against_a_service_is_its_containers() -> None:
 
 def took(turns: Turns, job: str, at: float) -> None:
     turns.add(TrainingStarted(job=job, stage="training", claim=f"{job} at {at}"), at)
+    turns.add(TrainingProgressed(job=job, stage="training", claim=f"{job} at {at}"), at + 0.1)
 
 
 def staged(turns: Turns, job: str, at: float) -> None:
@@ -176,8 +177,21 @@ def test_a_claim_that_is_repeated_is_one_turn() -> None:
     claim = TrainingStarted(job="rude", stage="training", claim="c")
     for at in (1.0, 2.0, 3.0):
         turns.add(claim, at)
+    turns.add(TrainingProgressed(job="rude", stage="training", claim="c"), 4.0)
 
     assert turns.taken == [(1.0, "rude")]
+
+
+def test_a_claim_that_was_refused_is_no_turn() -> None:
+    turns = Turns()
+    took(turns, "rude-1", 0.0)
+    staged(turns, "mine", 1.0)
+    for number in range(30):
+        refused = TrainingStarted(job=f"cancelled-{number}", stage="training", claim=str(number))
+        turns.add(refused, 5.0)
+    took(turns, "mine", 6.0)
+
+    assert turns.of_others({"mine"}, until=9.0) == [5.0]
 
 
 def test_a_percentile_is_one_of_the_values_and_nothing_has_none() -> None:
