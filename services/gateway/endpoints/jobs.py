@@ -30,10 +30,11 @@ from services.gateway.jobs.response_types import (
 from services.gateway.jobs.transitions import cancel, issue_command
 from services.gateway.queue.capacity import Capacity
 from services.gateway.queue.position import QueuePositions
-from services.gateway.web.application import in_time, is_disconnected, json_response
+from services.gateway.web.application import in_time, json_response
 from services.gateway.web.authorization import Authorizer
 from services.gateway.web.bodies import Bodies
 from services.gateway.web.large_answers import LargeAnswers, send_large
+from services.gateway.web.request_scope import is_disconnected
 from services.gateway.web.routing import JSON, Answer, Body, Parameter, route
 from shared.messaging.messages import stable_id
 from shared.request import Command

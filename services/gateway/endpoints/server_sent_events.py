@@ -21,10 +21,11 @@ from services.gateway.jobs.record import Job
 from services.gateway.jobs.repository import JobRepository, JobVersion, UnknownJob
 from services.gateway.jobs.request_parser import Invalid
 from services.gateway.ports import JobStore, StoredEvent
-from services.gateway.web.application import in_time, is_disconnected, unknown_parameters
+from services.gateway.web.application import in_time, unknown_parameters
 from services.gateway.web.authentication import Keys
 from services.gateway.web.authorization import Authorizer
 from services.gateway.web.large_answers import LargeAnswers
+from services.gateway.web.request_scope import is_disconnected
 from services.gateway.web.routing import Answer, Parameter, route
 from shared.errors import Unavailable
 

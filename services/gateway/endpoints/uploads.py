@@ -23,9 +23,10 @@ from services.gateway.jobs.uploads import (
 )
 from services.gateway.ports import JobStore
 from services.gateway.upload_ports import StoredUpload
-from services.gateway.web.application import in_time, is_disconnected, unknown_parameters
+from services.gateway.web.application import in_time, unknown_parameters
 from services.gateway.web.authorization import NULL
 from services.gateway.web.paging import PAGING, encode_cursor, limit_in, position_in
+from services.gateway.web.request_scope import is_disconnected
 from services.gateway.web.routing import Answer, Body, Parameter, route
 from shared.storage.uploads import ARCHIVE_BYTES, list_key
 from shared.words import iso

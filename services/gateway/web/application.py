@@ -195,8 +195,3 @@ def unknown_parameters(query: MultiMapping[str], known: Sequence[str]) -> list[s
 def json_response(body: bytes) -> web.Response:
     """A response with a body that is JSON already."""
     return web.Response(body=body, content_type="application/json")
-
-
-def is_disconnected(request: web.Request) -> bool:
-    """Whether the client has closed the connection."""
-    return request.transport is None or request.transport.is_closing()

@@ -19,6 +19,8 @@ ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:+/=-]{0,127}")
 UNTRACED = ("/healthz", "/livez", "/ready", "/readyz")
 """Asked every few seconds by machines."""
 BUG = 500
+CLIENT_GONE = 499
+"""nginx's word for it; nobody gets to see it."""
 SCOPE = web.RequestKey("request_scope", dict[str, str])
 
 log = structlog.get_logger()
@@ -71,6 +73,10 @@ async def _answered(
     try:
         response = await handler(request)
         status, size = response.status, response.content_length or response.body_length
+    except ConnectionResetError:
+        if not is_disconnected(request):
+            raise
+        response = web.Response(status=CLIENT_GONE)  # aiohttp calls what is raised an error
     finally:
         if access_log:  # 0: nothing was answered, because the client was gone
             log.info(
@@ -78,6 +84,11 @@ async def _answered(
                 seconds=round(monotonic() - begun, 4), client=request.remote,
             )  # fmt: skip
     return response
+
+
+def is_disconnected(request: web.Request) -> bool:
+    """Whether the client has closed the connection."""
+    return request.transport is None or request.transport.is_closing()
 
 
 def _id_of(request: web.Request, parent: tracing.Context | None) -> str:

@@ -6,17 +6,21 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 
 import pytest
 
 from services.gateway.web import large_answers, room
+from services.gateway.web.measured import CLOSED
 from shared.messaging.messages import DrawnImage, ImagesGenerated
 from shared.messaging.topology import FETCHER
+from shared.monitoring.registry import REGISTRY
 from shared.storage.large_fields import LARGE as LARGE_FIELD
 from shared.storage.large_fields import load_fields
-from tests.support.gateway_world import API_KEY, DEADLINE, REQUEST, World, world
+from tests.integration.gateway.test_all_events import ask_and_leave
+from tests.support.gateway_world import API_KEY, DEADLINE, REQUEST, World, eventually, world
 
 ROOT = "/v1/everydream-v1"
 LARGE = {"input": {**REQUEST["input"], "inference": {"prompt": "word " * 2_000_000}}}
@@ -32,6 +36,28 @@ async def test_a_large_input_comes_back_as_it_was_sent(tmp_path: Path) -> None:
         assert answer.headers["Content-Type"] == "application/json"
         assert answer.headers["Cache-Control"] == "no-store"
         assert answer.body["input"]["inference"] == LARGE["input"]["inference"]
+
+
+async def test_who_leaves_before_a_large_answer_is_ready_leaves_no_error(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with world(tmp_path) as here:
+        job = await large_job(here)
+        before = gone_early()
+        await ask_and_leave(here, f"{ROOT}/status/{job}?wait=60000")
+        await eventually(partial(is_gone, before))
+        assert (await here.ask("GET", f"{ROOT}/health")).status == 200
+
+    assert [each.getMessage() for each in caplog.records] == []
+
+
+def gone_early() -> float:
+    labels = {"method": "GET", "route": "/status/{job}", "code": CLOSED}
+    return REGISTRY.get_sample_value("everydream_http_request_seconds_count", labels) or 0.0
+
+
+async def is_gone(before: float) -> bool:
+    return gone_early() > before
 
 
 async def test_a_large_answer_that_nobody_reads_is_cut_off_and_makes_room_for_the_next(
