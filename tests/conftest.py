@@ -3,6 +3,7 @@
 import ctypes
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
                 item.add_marker(kind)
     yield
     items.sort(key=lambda item: rank(item.nodeid))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(specs: list[Any]) -> None:
+    """Have the processes forked from the one that forks warm children: all import the same."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported: here, for all of them
+    start_server()
+    for spec in specs:
+        spec.python = f"{sys.executable} -m tests.support.warm.worker"
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -5,6 +5,8 @@ that are not about this start the modules ``trainer`` and ``inferencer`` of this
 place of the product's: small programs that let the server fork, lend the fork their files, pass on
 signals and end as it ends. What runs in the fork is the product's own ``main``.
 
+The processes of pytest-xdist are forks of that server, too: the tests import the same.
+
 All processes of the tests share a server; a stand-in finds the one of its nearest ancestor that
 has one.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import importlib
 import json
+import logging
 import os
 import runpy
 import select
@@ -19,7 +20,7 @@ from contextlib import suppress
 from typing import NoReturn
 
 from shared.child.process import FOR_LIBRARIES, importing
-from tests.support.warm.stand_in import MESSAGE_BYTES, address_of
+from tests.support.warm.stand_in import MESSAGE_BYTES, address_of, line_to_server
 
 MODULES = ("services.trainer.training.train", "services.inferencer.generation.pipeline_cache")
 START_SECONDS = 120.0
@@ -30,6 +31,9 @@ def start_server() -> None:
 
     It ends with the process that all of them descend from.
     """
+    if line := line_to_server():
+        line.close()
+        return
     root = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
     command = [sys.executable, "-m", "tests.support.warm.server", str(root)]
     subprocess.run(command, check=True, start_new_session=True)
@@ -47,6 +51,7 @@ def main() -> None:
             until_answered(root)
             return
         os.environ |= FOR_LIBRARIES
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # as its children do
         with importing():
             for module in MODULES:
                 importlib.import_module(module)
@@ -69,17 +74,22 @@ def until_answered(root: int) -> None:
 def serve(listener: socket.socket, root: int) -> NoReturn:
     """Fork for every stand-in until the root process is gone."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the keepers
-    while line := accepted(listener, root):
-        with line:
-            if os.fork() == 0:
-                keep(line)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as own:
+        own.bind(address_of(os.getpid()))  # what our forks start descends from us, not from root
+        own.listen(16)
+        while line := accepted([listener, own], root):
+            with line:
+                if os.fork() == 0:
+                    keep(line)
     os._exit(0)
 
 
-def accepted(listener: socket.socket, root: int) -> socket.socket | None:
+def accepted(listeners: Sequence[socket.socket], root: int) -> socket.socket | None:
     """The next stand-in; None once the root process is gone."""
-    ready, _, _ = select.select([listener.fileno(), root], [], [])
-    return None if root in ready else listener.accept()[0]
+    ready, _, _ = select.select([root, *(each.fileno() for each in listeners)], [], [])
+    if root in ready:
+        return None
+    return next(each for each in listeners if each.fileno() in ready).accept()[0]
 
 
 def keep(line: socket.socket) -> None:

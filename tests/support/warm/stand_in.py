@@ -35,14 +35,19 @@ def stand_in_for(module: str) -> None:
 
 def connected() -> socket.socket:
     """A line to the server of the nearest ancestor that has one."""
-    line = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    for pid in ancestors():
-        try:
-            line.connect(address_of(pid))
-        except ConnectionRefusedError:
-            continue
+    if line := line_to_server():
         return line
     sys.exit("no ancestor has a warm server: the test lacks the fixture warm_children")
+
+
+def line_to_server() -> socket.socket | None:
+    """None: no ancestor has a server that answers."""
+    line = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    for pid in ancestors():
+        if line.connect_ex(address_of(pid)) == 0:
+            return line
+    line.close()
+    return None
 
 
 def ancestors() -> Iterator[int]:
