@@ -158,10 +158,10 @@ class Turns:
         elif isinstance(fact, DatasetStaged):
             self.staged.setdefault(fact.job, at)
         elif isinstance(fact, TrainingStarted):
-            self.trained.setdefault(fact.job, at)
             self.claimed.setdefault(fact.claim, (at, fact.job))
-        elif isinstance(fact, TrainingProgressed):
+        elif isinstance(fact, TrainingProgressed) and fact.claim in self.claimed:
             self.worked.add(fact.claim)
+            self.trained.setdefault(fact.job, self.claimed[fact.claim][0])
 
     @property
     def taken(self) -> list[tuple[float, str]]:

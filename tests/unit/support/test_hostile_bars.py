@@ -189,6 +189,7 @@ def test_a_claim_that_was_refused_is_no_turn() -> None:
     for number in range(30):
         refused = TrainingStarted(job=f"cancelled-{number}", stage="training", claim=str(number))
         turns.add(refused, 5.0)
+    turns.add(TrainingStarted(job="mine", stage="training", claim="refused"), 5.5)
     took(turns, "mine", 6.0)
 
     assert turns.of_others({"mine"}, until=9.0) == [5.0]
