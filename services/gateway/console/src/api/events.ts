@@ -6,6 +6,9 @@ import type { Progress, Report, Status } from "./types";
 /** False while a stream tries to connect again. */
 export const connected = signal(true);
 
+/** How often a stream was connected: what failed before may be tried again. */
+export const connections = signal(0);
+
 /** How long to wait before a stream that has ended is opened anew. */
 const AGAIN_MS = 3000;
 /** A connection that is back sooner was not worth a word. */
@@ -81,6 +84,7 @@ export function follow<T extends EventType>(
     }
     source = new EventSource(last ? `${path}?last_event_id=${encodeURIComponent(last)}` : path);
     source.onopen = () => {
+      connections.value += 1;
       isConnected();
       onOpen();
     };
