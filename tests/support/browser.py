@@ -19,6 +19,8 @@ ARGUMENTS = ["--no-sandbox", "--disable-dev-shm-usage"]
 """Tests may run as root, which its sandbox refuses, and with little shared memory."""
 
 NOWHERE = -2
+FRAMES = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
+"""Two of them are painted."""
 CONTROLS = """
 const start = document.createElement("span");
 start.tabIndex = -1;
@@ -107,6 +109,7 @@ class Visit:
 
     async def assert_keyboard(self, page: Page) -> None:
         """The tab key reaches every control, in the order of the page, and each shows it."""
+        await page.evaluate(FRAMES)  # what has autofocus gets it with the next one
         await page.evaluate(CONTROLS)
         number: int = await page.evaluate("window.controls.length")
         assert number > 0
