@@ -16,6 +16,7 @@ export function Images() {
   // Most people draw all in one way.
   const add = () => {
     change([...images, { ...images.at(-1), prompt: "" }]);
+    // It is there once the page is drawn anew.
     window.setTimeout(() => document.getElementById(`prompt-${images.length}`)?.focus());
   };
   return (
