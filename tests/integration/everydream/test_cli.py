@@ -21,7 +21,7 @@ from everydream.cli import first_of
 from services.gateway.database.connection import Database
 from shared.errors import SettingsError
 from shared.keys import webhook_secret
-from tests.support.servers.process import free_port, listens
+from tests.support.servers.process import free_port
 from tests.support.services import environment_at, resolved
 from tests.support.warm.process import WarmProcess
 
@@ -221,8 +221,9 @@ def served(home: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
     ):
         try:
             deadline = time.monotonic() + SECONDS
-            while not listens(port):
-                assert process.poll() is None, (home / "log").read_text()
+            # Its address is in client.toml only then: a port listens a moment before.
+            while "listening" not in (said := (home / "log").read_text()):
+                assert process.poll() is None, said
                 assert time.monotonic() < deadline
                 time.sleep(0.1)
             yield process
