@@ -212,7 +212,6 @@ async def emptied(world: World, form: Form) -> Outcome:
         async with outsider(world) as channel:
             await witness_queue(channel)  # before anybody says what it has to hear
         world.proxies.broker.open()
-        world.planted.clear()  # the dead letters have gone with all else
         return [running, *waiting]
 
     outcome = await again_and_again(world, form.of(1, 4), once)

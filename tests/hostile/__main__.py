@@ -220,6 +220,9 @@ async def _carry_out(here: Scene, minutes: float, only: tuple[str, ...]) -> Outc
         {*beside.submitted, job_of(event)}, max(beside.ended.values(), default=monotonic())
     )
     peaks = here.watch.begin_anew()
+    for job, ended in beside.ended.items():
+        since = beside.submitted[job]
+        tell(f"job {job}: {here.turns.way(job, since)}, ended {ended - since:.1f} s")
     tell("peace: the rude key's jobs are cancelled")
     await here.rude.end()
     await telling(here, beside, asyncio.wait_for(annoying, PEACE))

@@ -17,6 +17,7 @@ import psutil
 
 from shared.concurrency import cancelled, in_thread
 from shared.messaging.messages import (
+    CheckpointFinal,
     DatasetStaged,
     StagingStarted,
     TrainingProgressed,
@@ -29,7 +30,10 @@ from tests.support.services import ServiceProcess, Services
 LOOK_SECONDS = 1.0
 FORGET_THE_PEAK = "5"
 """To the kernel, of a process's memory."""
-FACTS = ("staging.started", "dataset.staged", "training.started", "training.progressed")
+FACTS = ("staging.started", "dataset.staged", "training.started", "training.progressed",
+         "checkpoint.final")  # fmt: skip
+WORKED = TrainingProgressed | CheckpointFinal
+"""Facts that no refused claim has; a short training says nothing before its end."""
 Interval = tuple[float, float]
 
 
@@ -159,7 +163,7 @@ class Turns:
             self.staged.setdefault(fact.job, at)
         elif isinstance(fact, TrainingStarted):
             self.claimed.setdefault(fact.claim, (at, fact.job))
-        elif isinstance(fact, TrainingProgressed) and fact.claim in self.claimed:
+        elif isinstance(fact, WORKED) and fact.claim in self.claimed:
             self.worked.add(fact.claim)
             self.trained.setdefault(fact.job, self.claimed[fact.claim][0])
 
@@ -167,6 +171,16 @@ class Turns:
     def taken(self) -> list[tuple[float, str]]:
         """Every turn of the trainer, in order."""
         return [turn for claim, turn in self.claimed.items() if claim in self.worked]
+
+    def way(self, job: str, since: float) -> str:
+        """When a job was staged, claimed and trained first, in seconds since then."""
+        times = {
+            "staged": self.staged.get(job),
+            "claimed": min((at for at, its in self.claimed.values() if its == job), default=None),
+            "trained": self.trained.get(job),
+        }
+        known = {what: at - since for what, at in times.items() if at is not None}
+        return ", ".join(f"{what} {seconds:.1f} s" for what, seconds in known.items())
 
     def of_others(self, jobs: Collection[str], until: float) -> list[float]:
         """Seconds of each turn of somebody else while one of these jobs waited for the trainer.

@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import pytest
 from PIL import Image
 
 from services.trainer.order import Outcome, TrainingOrder
+from shared.dataset import buckets
 from shared.dataset.manifest import Manifest, Picture
 from shared.request import Command, Train
 from shared.storage.manifest import SINGLE_FILE
 
-SIDE = 256
+SIDE, SMALL_SIDE = 256, 128
 COLOURS = ("red", "blue", "green", "black")
+
+
+@contextmanager
+def small_sizes() -> Iterator[None]:
+    """Let trainings of this process have pictures smaller than any that can be asked for.
+
+    On a processor the pictures' size decides how long a step takes.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(buckets.LANDSCAPES, SMALL_SIDE, "192x64 256x64")
+        yield
+    buckets.sizes.cache_clear()
+    buckets.nearest.cache_clear()
 
 
 def make_dataset(folder: Path, images: int = 4, *, size: tuple[int, int] = (SIDE, SIDE)) -> Path:
@@ -39,7 +55,8 @@ def make_dataset(folder: Path, images: int = 4, *, size: tuple[int, int] = (SIDE
 
 def train_request(**fields: Any) -> Train:
     small = {
-        "resolution": SIDE, "batch_size": 1, "max_epochs": 2, "lr": 1e-3, "cond_dropout": 0.0,
+        "resolution": min(buckets.LANDSCAPES), "batch_size": 1, "max_epochs": 2, "lr": 1e-3,
+        "cond_dropout": 0.0,
         "useadam8bit": False,  # on a CPU it takes longer than all else in a step
     }  # fmt: skip
     return Train(data_url="https://example.com/x.zip", **{**small, **fields})

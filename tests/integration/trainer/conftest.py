@@ -12,6 +12,14 @@ import pytest
 from services.trainer.training import train as loop
 from shared.diffusion import saving
 from shared.diffusion.loading import Parts, load
+from tests.support.training import small_sizes
+
+
+@pytest.fixture(scope="module")
+def small_pictures() -> Iterator[None]:
+    """For tests that train in their own process, whatever the pictures' size."""
+    with small_sizes():
+        yield
 
 
 @pytest.fixture(scope="module")

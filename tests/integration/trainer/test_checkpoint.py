@@ -16,6 +16,8 @@ from shared.errors import Passing
 from tests.support.models import make_random_model
 from tests.support.training import RecordingCallbacks, make_dataset, training_order
 
+pytestmark = pytest.mark.usefixtures("small_pictures")
+
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -20,6 +20,8 @@ from shared.request import Validation
 from tests.support.models import make_random_model
 from tests.support.training import RecordingCallbacks, make_dataset, training_order, whole_model
 
+pytestmark = pytest.mark.usefixtures("small_pictures")
+
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -44,7 +44,7 @@ class CountedSteps(RecordingCallbacks):
         return super().should_stop()
 
 
-@pytest.mark.usefixtures("one_thread", "models_in_memory")
+@pytest.mark.usefixtures("one_thread", "models_in_memory", "small_pictures")
 @pytest.mark.parametrize(
     "fields",
     [

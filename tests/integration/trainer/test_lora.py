@@ -30,7 +30,7 @@ from shared.storage.manifest import LORA, LORA_SHAPE
 from tests.support.models import make_random_model, random_parts, random_sd2_parts
 from tests.support.training import RecordingCallbacks, make_dataset, training_order, whole_model
 
-pytestmark = pytest.mark.usefixtures("models_in_memory")
+pytestmark = pytest.mark.usefixtures("models_in_memory", "small_pictures")
 
 UNEQUAL: dict[str, Any] = {"lora_rank": 4, "lora_alpha": 3.0, "lora_conv_rank": 2}
 SHAPE = LoraShape(rank=4, alpha=3.0, conv_rank=2)

@@ -21,6 +21,8 @@ from shared.diffusion.noise import seeded
 from tests.support.models import make_random_model
 from tests.support.training import RecordingCallbacks, make_dataset, training_order
 
+pytestmark = pytest.mark.usefixtures("small_pictures")
+
 LR = 1e-3
 CLIP = 0.05
 """Below both networks' norms, so that both are clipped."""

@@ -30,6 +30,8 @@ from tests.support.training import (
     whole_model,
 )
 
+pytestmark = pytest.mark.usefixtures("small_pictures")
+
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:

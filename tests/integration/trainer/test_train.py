@@ -30,7 +30,7 @@ from shared.request import Validation
 from tests.support.models import make_random_model
 from tests.support.training import RecordingCallbacks, make_dataset, training_order, whole_model
 
-pytestmark = pytest.mark.usefixtures("one_thread", "models_in_memory")
+pytestmark = pytest.mark.usefixtures("one_thread", "models_in_memory", "small_pictures")
 
 PREFIXES = {
     "unet": "model.diffusion_model.",

@@ -8,7 +8,13 @@ from typing import Any
 
 import pytest
 
-from shared.messaging.messages import DatasetStaged, TrainingProgressed, TrainingStarted
+from shared.messaging.messages import (
+    Artifact,
+    CheckpointFinal,
+    DatasetStaged,
+    TrainingProgressed,
+    TrainingStarted,
+)
 from shared.request import Train
 from tests.hostile import report
 from tests.hostile.acts import ACTS, SIBLING
@@ -193,6 +199,30 @@ def test_a_claim_that_was_refused_is_no_turn() -> None:
     took(turns, "mine", 6.0)
 
     assert turns.of_others({"mine"}, until=9.0) == [5.0]
+
+
+def test_a_training_that_is_over_before_it_has_told_its_progress_is_a_turn() -> None:
+    turns = Turns()
+    turns.add(TrainingStarted(job="rude", stage="training", claim="c"), 1.0)
+    turns.add(
+        CheckpointFinal(
+            job="rude", stage="training", claim="c", model="m", summary={},
+            checkpoint=Artifact(name="n", kind="checkpoint", key="k", bytes=1, sha256="s"),
+        ),
+        2.0,
+    )  # fmt: skip
+
+    assert turns.taken == [(1.0, "rude")]
+
+
+def test_the_way_of_a_job_tells_what_it_has_come_to() -> None:
+    turns = Turns()
+    staged(turns, "mine", 4.0)
+    assert turns.way("mine", since=1.0) == "staged 3.0 s"
+
+    turns.add(TrainingStarted(job="mine", stage="training", claim="refused"), 5.5)
+    took(turns, "mine", 6.0)
+    assert turns.way("mine", since=1.0) == "staged 3.0 s, claimed 4.5 s, trained 5.0 s"
 
 
 def test_a_percentile_is_one_of_the_values_and_nothing_has_none() -> None:
