@@ -142,7 +142,7 @@ def carry_out(order: TrainingOrder, writer: RecordWriter, stop: Stop) -> Done | 
 
 def main() -> None:
     writer, stop = begin(), Stop()
-    writer.write(Ready(gpu="scripted"))
+    writer.write(Ready(gpu="scripted", teraflops=1.0))
     order: TrainingOrder = read_order(TrainingOrder)
     stop.idle = False
     writer.write(carry_out(order, writer, stop))
