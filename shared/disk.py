@@ -14,6 +14,10 @@ from shared.errors import Full
 
 SPARE = 64 * 2**20
 """Bytes that bulk data leaves free for other files on the disk: a database, logs."""
+CACHE_BYTES = 50 * 2**30
+"""Largest size of a local cache: about ten Stable Diffusion 1.5 models in fp32."""
+KEPT_SECONDS = 3600.0
+"""A cached folder stays for an hour after its last use: something may be reading it."""
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """Error numbers for a full disk, an exhausted quota or a file-size limit."""
 

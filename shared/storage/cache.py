@@ -15,18 +15,15 @@ from pathlib import Path
 import msgspec
 
 from shared.concurrency import in_thread
+from shared.disk import CACHE_BYTES, KEPT_SECONDS
 from shared.errors import Full
 from shared.ports import ObjectStore, no_keepalive
 from shared.scratch import PREFIX, scratch_folder
 from shared.storage.folders import download_folder
 from shared.storage.manifest import MANIFEST
 
-CACHE_BYTES = 50 * 2**30
-"""Largest size of a local cache: about ten Stable Diffusion 1.5 models in fp32."""
 TIMES = ".modified.json"
 """In a cached folder: when each of its files was last written."""
-KEPT_SECONDS = 3600.0
-"""A cached folder stays for an hour after its last use: something may be reading it."""
 LEFTOVER_SECONDS = 24 * 3600.0
 """Evicted folders older than this were left by a process that died."""
 

@@ -17,15 +17,8 @@ from msgspec.structs import replace
 
 from services.fetcher.limits import model_limits
 from services.fetcher.model_files import lacks
-from services.fetcher.models.hub import (
-    MAIN_BRANCH,
-    Fetched,
-    HubModel,
-    cached_folder,
-    folder_of,
-    hub_model,
-    pull,
-)
+from services.fetcher.models.hub import Fetched, hub_model, pull
+from services.fetcher.models.hub_order import MAIN_BRANCH, HubModel, cached_folder, folder_of
 from services.fetcher.models.local_file import LocalFile
 from services.fetcher.order import ParsedModel, ParseModelFolder
 from services.fetcher.parser import Reader

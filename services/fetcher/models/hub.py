@@ -11,23 +11,18 @@ import os
 import re
 from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from msgspec import Struct
-
+from services.fetcher.download import OnBytes
+from services.fetcher.models.hub_order import HubModel, HubOrder, folder_of
 from shared.child.parent import Child, ChildDied
 from shared.child.records import AnyRecord, Done, Progress
 from shared.errors import Passing, Refused
 
-if TYPE_CHECKING:  # the child, which imports this module, needs nothing of it
-    from services.fetcher.download import OnBytes
-
 HUB_HOSTS = frozenset({"huggingface.co", "www.huggingface.co", "hf.co"})
 NAME = r"[A-Za-z0-9][\w.-]{0,95}"
 HUB_ID = re.compile(rf"(?P<repository>{NAME}/{NAME})(@(?P<revision>[\w.-]{{1,100}}))?")
-MAIN_BRANCH = "main"
-"""The default branch."""
 RENAMED = {"runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5"}
 """Hub models by their former ids."""
 POLL_SECONDS = 2.0
@@ -41,36 +36,6 @@ LIBRARY_SETTINGS = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
 }
-
-
-class HubModel(Struct, frozen=True, kw_only=True):
-    """A model on the hub."""
-
-    repository: str
-    """``organisation/name``."""
-    revision: str | None = None
-    """A branch, tag or full commit; None: the main branch."""
-    subfolder: str | None = None
-
-    def __str__(self) -> str:
-        at = f"@{self.revision}" if self.revision else ""
-        below = f", folder {self.subfolder}" if self.subfolder else ""
-        return f"{self.repository}{at}{below} on the hub"
-
-
-class HubOrder(Struct, frozen=True, kw_only=True):
-    """The child's order: fetch one model."""
-
-    model: HubModel
-    cache: str
-    weights: bool
-    """False: only configurations and tokenizer."""
-    may_be_file: bool = False
-    """Whether a file is taken where there is no folder of a model, as of a LoRA."""
-    token: str | None
-    kept: tuple[str, ...]
-    """The deployment's own models, which make no room: see :func:`.hub_room.make_room`."""
-    environment: dict[str, str]
 
 
 def hub_model(text: str, subfolder: str | None = None) -> HubModel | None:
@@ -190,20 +155,6 @@ async def pull(
     finally:
         watching.cancel()
         await child.kill()
-
-
-def cached_folder(model: HubModel, cache: Path) -> Path | None:
-    """Where the hub's library keeps a model that it has fetched, perhaps in part; None: nowhere."""
-    kept, revision = cache / folder_of(model), model.revision or MAIN_BRANCH
-    ref = kept / "refs" / revision
-    commit = ref.read_text().strip() if ref.is_file() else revision
-    folder = kept / "snapshots" / commit / (model.subfolder or "")
-    return folder if folder.is_dir() else None
-
-
-def folder_of(model: HubModel) -> str:
-    """The hub library's name for a model's folder in its cache."""
-    return "models--" + model.repository.replace("/", "--")
 
 
 def _environment() -> dict[str, str]:

@@ -22,7 +22,7 @@ from services.fetcher.model_files import (
     WEIGHTS,
     lacks,
 )
-from services.fetcher.models.hub import MAIN_BRANCH, HubModel, HubOrder, cached_folder
+from services.fetcher.models.hub_order import MAIN_BRANCH, HubModel, HubOrder, cached_folder
 from services.fetcher.models.hub_room import make_room
 from shared.child.process import RecordWriter, begin, read_order
 from shared.child.records import AnyRecord, Done, Failed, Progress

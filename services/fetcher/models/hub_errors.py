@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from httpx2 import HTTPError, TimeoutException
 from huggingface_hub import errors
 
-from services.fetcher.models.hub import MAIN_BRANCH, HubModel
+from services.fetcher.models.hub_order import MAIN_BRANCH, HubModel
 from shared.child.records import Failed
 from shared.errors import reason_of
 

@@ -7,8 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from shared.disk import SPARE, free_bytes
-from shared.storage.cache import CACHE_BYTES, KEPT_SECONDS
+from shared.disk import CACHE_BYTES, KEPT_SECONDS, SPARE, free_bytes
 
 
 def make_room(

@@ -20,7 +20,8 @@ from services.fetcher.models.configured_model import (
     ModelFolders,
     hub_token,
 )
-from services.fetcher.models.hub import HubModel, file_url, hub_model
+from services.fetcher.models.hub import file_url, hub_model
+from services.fetcher.models.hub_order import HubModel
 from services.fetcher.models.lora_on_base import LoraFile, put_on_base
 from services.fetcher.models.stored_model import StagedModel, lacks_files, stored_lora
 from services.fetcher.order import ParsedModel, ParseModelFile

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import structlog
 
 from services.gateway.ports import JobStore
+from shared.disk import CACHE_BYTES
 from shared.errors import NotFound
 from shared.ports import ObjectStore
-from shared.storage.cache import CACHE_BYTES
 from shared.storage.manifest import MANIFEST
 from shared.storage.models import MODEL, MODELS
 

@@ -15,14 +15,9 @@ from safetensors.torch import save_file
 from everydream.this_machine.base_models import pull_model
 from services.fetcher.model_files import LORA_FILE, WEIGHTS
 from services.fetcher.models.configured_model import PINS, TINY_FOLDER, hub_token
-from services.fetcher.models.hub import (
-    INHERITED_VARIABLES,
-    HubModel,
-    HubOrder,
-    file_url,
-    hub_model,
-)
+from services.fetcher.models.hub import INHERITED_VARIABLES, file_url, hub_model
 from services.fetcher.models.hub_child import Listing, require_room_for
+from services.fetcher.models.hub_order import HubModel, HubOrder
 from shared import disk
 from shared.diffusion.loading import Parts, load
 from shared.errors import Full, Passing, Refused, SettingsError

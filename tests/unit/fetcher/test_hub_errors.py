@@ -6,8 +6,8 @@ import pytest
 from httpx2 import ConnectError, ReadTimeout, Request, Response
 from huggingface_hub import errors
 
-from services.fetcher.models.hub import HubModel
 from services.fetcher.models.hub_errors import failed
+from services.fetcher.models.hub_order import HubModel
 
 MODEL = HubModel(repository="org/model", revision="v9")
 LONG = "An error happened while trying to locate the files on the Hub. " * 8

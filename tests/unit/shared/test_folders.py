@@ -339,7 +339,7 @@ async def test_a_folder_that_somebody_may_be_reading_stays_in_a_full_cache(
 ) -> None:
     cached = await cache_three(store, tmp_path, 10_000)
     for folder in cached:
-        os.utime(folder, (0, time.time() - cache.KEPT_SECONDS + 60))
+        os.utime(folder, (0, time.time() - disk.KEPT_SECONDS + 60))
 
     await upload_folder(store, filled(tmp_path / "d", {"file": b"d" * 1000}), "d")
     await cached_folder(store, "d", tmp_path / "cache", max_bytes=10)
