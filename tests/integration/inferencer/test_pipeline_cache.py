@@ -7,7 +7,7 @@ import gc
 import json
 import shutil
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from services.inferencer.generation.model_files import NETWORKS
 from services.inferencer.generation.pipeline_cache import PipelineCache, total_memory
 from services.inferencer.generation.schedulers import make_scheduler
 from services.inferencer.order import ImageRequest
-from shared.diffusion import single_file
+from shared.diffusion import saving, single_file
 from shared.diffusion.loading import Parts, load
 from shared.diffusion.lora import fresh_lora
 from shared.diffusion.lora_file import lora_tensors
@@ -53,6 +53,14 @@ def moved(*networks: str, seed: int = 1, prediction_type: str = "epsilon") -> Pa
             for weight in getattr(parts, name).parameters():
                 weight.add_(torch.randn(weight.shape, generator=generator), alpha=0.02)
     return parts
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _saved_without_a_look() -> Iterator[None]:
+    """What is saved here is loaded by the tests, and need not be loaded to see that it can be."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(saving, "check_folder", lambda *_: None)
+        yield
 
 
 def saved(parts: Parts, folder: Path, *, dtype: torch.dtype = torch.float32) -> Path:

@@ -267,10 +267,9 @@ async def test_what_was_confirmed_survives_the_node_and_everybody_goes_on_by_him
         await later.close()
 
 
-async def test_a_bus_that_waits_for_its_broker_can_be_given_up(rabbitmq: RabbitMQ) -> None:
+async def test_a_bus_that_waits_for_its_broker_can_be_given_up() -> None:
     before = asyncio.all_tasks()
-    url = rabbitmq.url()
-    await asyncio.to_thread(rabbitmq.kill)
+    url = f"amqp://{HOST}:{free_port()}"
 
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.5):
@@ -653,21 +652,22 @@ def put_on_intake(url: str, properties: pika.BasicProperties) -> None:
 async def test_losses_are_logged_in_a_line_each_without_traceback_or_password(
     rabbitmq: RabbitMQ, amqp_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    url = await with_password(rabbitmq, amqp_url, "hush-hush")
+    url = URL(await with_password(rabbitmq, amqp_url, "hush-hush"))
     with structlog.testing.capture_logs() as told:
-        bus = await open_bus(url)
-        taking = asyncio.create_task(bus.get(NOTIFIER_WEBHOOKS))
-        async with bus.reply_queue([]):
-            await asyncio.to_thread(rabbitmq.kill)
-            with pytest.raises(Unavailable):
-                await bus.publish(GatewayHeartbeat(gateway="g", number=1))
-            await asyncio.to_thread(rabbitmq.start)
-            await eventually(lambda: told_of(told, "broker_lost") >= 2 and both_are_up(told))
-        taking.cancel()
-        await asyncio.wait([taking])
-        await bus.close()
+        async with Proxy(HOST, rabbitmq.port) as line:
+            bus = await open_bus(str(url.with_port(line.port)))
+            taking = asyncio.create_task(bus.get(NOTIFIER_WEBHOOKS))
+            async with bus.reply_queue([]):
+                line.cut()
+                with pytest.raises(Unavailable):
+                    await bus.publish(GatewayHeartbeat(gateway="g", number=1))
+                await eventually(lambda: told_of(told, "broker_unreachable") >= 2)
+                line.open()
+                await eventually(lambda: told_of(told, "broker_lost") >= 2 and both_are_up(told))
+            taking.cancel()
+            await asyncio.wait([taking])
+            await bus.close()
 
-    assert told_of(told, "broker_unreachable") >= 2
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
     for secret in ("hush-hush", "Traceback"):
         assert secret not in str(told)
@@ -676,9 +676,8 @@ async def test_losses_are_logged_in_a_line_each_without_traceback_or_password(
 
 async def with_password(node: RabbitMQ, url: str, password: str) -> str:
     """Create a user with a password; returns the URL with both."""
-    user, vhost = "somebody", URL(url).path[1:]
-    await asyncio.to_thread(node.ctl, "add_user", user, password)
-    await asyncio.to_thread(node.ctl, "set_permissions", "-p", vhost, user, ".*", ".*", ".*")
+    user = "somebody"
+    await asyncio.to_thread(node.make_user, user, password, URL(url).path[1:])
     return str(URL(url).with_user(user).with_password(password))
 
 

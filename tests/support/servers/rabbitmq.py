@@ -38,6 +38,11 @@ rabbit_vhost:add(<<%(name)s>>, <<"tests">>),
 rabbit_auth_backend_internal:set_permissions(
   <<"guest">>, <<%(name)s>>, <<".*">>, <<".*">>, <<".*">>, <<"tests">>)
 """
+MAKE_USER = """
+rabbit_auth_backend_internal:add_user(<<%(name)s>>, <<%(password)s>>, <<"tests">>),
+rabbit_auth_backend_internal:set_permissions(
+  <<%(name)s>>, <<%(vhost)s>>, <<".*">>, <<".*">>, <<".*">>, <<"tests">>)
+"""
 IMPORT = """
 {ok, Definitions} = file:read_file(%s),
 rabbit_definitions:import_raw(Definitions)
@@ -143,6 +148,11 @@ class RabbitMQ(Server):
     def fresh_url(self) -> str:
         """Make a virtual host, and return its address."""
         return self.url(self.fresh_vhost())
+
+    def make_user(self, name: str, password: str, vhost: str) -> None:
+        """Make a user who may do everything in a virtual host."""
+        wanted = {"name": name, "password": password, "vhost": vhost}
+        self.evaluate(MAKE_USER % {key: json.dumps(text) for key, text in wanted.items()})
 
     def import_definitions(self, file: Path) -> None:
         """Make the users, virtual hosts and permissions of a file."""
