@@ -2,12 +2,12 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
 
-from aiohttp import web
+from aiohttp import ClientConnectionResetError, web
 from multidict import CIMultiDictProxy
 
 from tests.support.servers.process import HOST
@@ -166,7 +166,8 @@ async def _badly(page: Page, request: web.Request) -> web.StreamResponse:
     if page.announce:
         response.content_length = len(body)
     await response.prepare(request)
-    await _trickle(response, body[: page.cut_at], page)
+    with suppress(ClientConnectionResetError):  # whoever asked has had enough
+        await _trickle(response, body[: page.cut_at], page)
     if page.cut_at is not None and request.transport:
         request.transport.close()
     return response
