@@ -400,7 +400,8 @@ async def test_a_consumer_of_batches_gets_what_is_there_in_order_and_no_more_tha
                     assert not delivery.is_ours
 
         assert seen == [webhook(number) for number in range(10)]
-        assert max(sizes) == 4
+        assert max(sizes) <= 4
+        assert len(sizes) < 10  # how many are there together is the network's to say
 
 
 async def test_what_is_in_hand_is_not_ours_once_the_bus_is_closed(world: World) -> None:
