@@ -70,9 +70,11 @@ demo: $(RUNTIME)  ## Train a tiny model, draw with it, leave the images in ./dem
 	@$(MAYBE_CONSOLE)
 	$(BIN)/everydream demo
 
+# The page's tests run beside the others, which at first keep one core alone busy.
 test: servers $(DEV) $(CLIENTS) console  ## Every test that needs no graphics card, the long forms left out
-	npm --prefix $(CONSOLE) run --silent test
-	$(BIN)/pytest -m "not gpu and not long" --numprocesses auto $(PYTEST_ARGS)
+	@npm --prefix $(CONSOLE) run --silent test & page=$$!; \
+	$(BIN)/pytest -m "not gpu and not long" --numprocesses auto $(PYTEST_ARGS); tests=$$?; \
+	wait $$page || { echo "The page's tests failed: their output is above."; exit 1; }; exit $$tests
 
 console: $(CONSOLE_PAGE)  ## Build the page at /; needs Node.js 20 or newer
 
