@@ -384,12 +384,15 @@ async def test_a_consumer_of_batches_gets_what_is_there_in_order_and_no_more_tha
     world: World,
 ) -> None:
     bus = await world.bus()
-    await publish_webhooks(bus, *range(10))
+    sizes: list[int] = []
 
-    async with aclosing(bus.consume_batches(NOTIFIER_WEBHOOKS, most=4)) as batches:
-        sizes: list[int] = []
-        seen: list[AnyMessage] = []
-        async with asyncio.timeout(DEADLINE):
+    async with (
+        aclosing(bus.consume_batches(NOTIFIER_WEBHOOKS, most=4)) as batches,
+        asyncio.timeout(DEADLINE),
+    ):
+        while 4 not in sizes:  # how many have arrived together depends on the network as well
+            await publish_webhooks(bus, *range(10))
+            seen: list[AnyMessage] = []
             while len(seen) < 10:
                 batch = await anext(batches)
                 sizes.append(len(batch))
@@ -398,10 +401,9 @@ async def test_a_consumer_of_batches_gets_what_is_there_in_order_and_no_more_tha
                     assert delivery.is_ours
                     await delivery.ack()
                     assert not delivery.is_ours
+            assert seen == [webhook(number) for number in range(10)]
 
-        assert seen == [webhook(number) for number in range(10)]
-        assert max(sizes) <= 4
-        assert len(sizes) < 10  # how many are there together is the network's to say
+    assert max(sizes) == 4
 
 
 async def test_what_is_in_hand_is_not_ours_once_the_bus_is_closed(world: World) -> None:
