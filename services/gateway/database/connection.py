@@ -81,7 +81,7 @@ class Database:
         self._is_idle.set()
         self._threads = WeakSet[Thread]()
         if is_sqlite:
-            event.listen(engine.sync_engine, "connect", self._note_thread)
+            event.listen(engine.sync_engine, "do_connect", self._note_threads)
 
     @classmethod
     def open(cls, url: str, connections: int = CONNECTIONS) -> Self:
@@ -171,8 +171,19 @@ class Database:
             # A call that was cancelled goes on in it, and tells the event loop, which may be gone.
             await asyncio.to_thread(thread.join, CLOSE_SECONDS)
 
-    def _note_thread(self, connection: Any, _: object) -> None:
-        self._threads.add(connection.driver_connection._thread)  # noqa: SLF001 - has no other name
+    def _note_threads(
+        self, _dialect: Dialect, _record: object, _arguments: object, options: dict[str, Any]
+    ) -> None:
+        """Note a connection's thread before it is one: it goes on also if connecting fails."""
+
+        def connect(*arguments: Any, **options: Any) -> aiosqlite.Connection:
+            connection = aiosqlite.connect(*arguments, **options)
+            thread = connection._thread  # noqa: SLF001 - has no other name
+            thread.daemon = True
+            self._threads.add(thread)
+            return connection
+
+        options["async_creator_fn"] = connect
 
     async def _write_ahead(self) -> None:
         """Switch SQLite to a write-ahead log, so that readers do not wait for a writer.

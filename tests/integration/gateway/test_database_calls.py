@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import aiosqlite
 import pytest
@@ -72,6 +73,29 @@ async def test_a_closed_database_does_nothing_more_in_any_thread(tmp_path: Path)
         async with asyncio.timeout(0.1):
             await database.all(sa.text(COUNT_FOR_A_WHILE))
 
+    await database.close()
+
+    left = {*threading.enumerate()} - before
+    assert not [thread for thread in left if "_connection_worker_thread" in thread.name]
+
+
+async def test_nor_does_one_that_was_closed_before_it_was_connected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {*threading.enumerate()}
+    go_on = threading.Event()
+
+    def connect(*_: Any, **__: Any) -> NoReturn:
+        go_on.wait()
+        raise sqlite3.OperationalError("unable to open database file")
+
+    monkeypatch.setattr(sqlite3, "connect", connect)
+    database = Database.open(f"sqlite:///{tmp_path / 'jobs.db'}")
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.1):
+            await database.all(sa.text("SELECT 1"))
+
+    asyncio.get_running_loop().call_later(0.1, go_on.set)
     await database.close()
 
     left = {*threading.enumerate()} - before
