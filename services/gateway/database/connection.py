@@ -67,10 +67,10 @@ class Database:
         self._engine = engine
         self.dialect = engine.dialect.name
         """``sqlite`` or ``postgresql``."""
-        # A single SELECT needs no transaction, whose begin and end are answers to wait for.
         is_sqlite = engine.dialect.name == "sqlite"
-        self._reading = (
-            engine if is_sqlite else engine.execution_options(isolation_level="AUTOCOMMIT")
+        # A single SELECT needs no transaction, whose begin and end are answers to wait for.
+        self._reading = engine.execution_options(
+            **({"sqlite_begin": None} if is_sqlite else {"isolation_level": "AUTOCOMMIT"})
         )
         self.insert = insert_of(engine.dialect.name)
         # SQLite has one writer at a time; this lock is fair, its own is not.
@@ -286,6 +286,7 @@ def _sqlite(address: URL) -> AsyncEngine:
     event.listen(engine.sync_engine, "connect", _set_up_sqlite)
     event.listen(engine.sync_engine, "begin", _begin_sqlite)
     event.listen(engine.sync_engine, "invalidate", _roll_back)
+    engine.dialect.do_rollback = _roll_back_if_begun  # type: ignore[method-assign, assignment]
     return engine
 
 
@@ -320,13 +321,19 @@ async def _in_wal(connection: aiosqlite.Connection) -> bool:
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    kind = connection.get_execution_options().get("sqlite_begin", "DEFERRED")
-    connection.exec_driver_sql(f"BEGIN {kind}")
+    if kind := connection.get_execution_options().get("sqlite_begin", "DEFERRED"):
+        connection.exec_driver_sql(f"BEGIN {kind}")
 
 
 def _roll_back(connection: Any, *_: object) -> None:
     """Release the write lock; a connection closed with an unread row would keep it for long."""
     connection.rollback()
+
+
+def _roll_back_if_begun(connection: Any) -> None:
+    opened = connection.driver_connection._connection  # noqa: SLF001 - None: it is closed
+    if opened and opened.in_transaction:
+        connection.rollback()
 
 
 @contextmanager

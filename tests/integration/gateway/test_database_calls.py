@@ -65,6 +65,19 @@ async def test_a_status_with_progress_is_one_question_and_two_in_the_queue(
     assert [*questions.values()] == [1, 2, 1]
 
 
+async def test_a_read_of_sqlite_takes_no_more_than_its_statement(tmp_path: Path) -> None:
+    database = Database.open(f"sqlite:///{tmp_path / 'jobs.db'}")
+    said: list[str] = []
+    engine = database._engine.sync_engine
+    sa.event.listen(engine, "before_cursor_execute", lambda *given: said.append(given[2]))
+
+    await database.all(sa.text("SELECT 1"))
+    await database.do(sa.text("CREATE TABLE one (number INTEGER)"))
+    await database.close()
+
+    assert said == ["SELECT 1", "BEGIN IMMEDIATE", "CREATE TABLE one (number INTEGER)"]
+
+
 async def test_a_closed_database_does_nothing_more_in_any_thread(tmp_path: Path) -> None:
     """A thread that is left would tell an event loop that may be gone by then."""
     before = {*threading.enumerate()}
