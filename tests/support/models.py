@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import shutil
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
@@ -25,18 +27,42 @@ SCHEDULER = {
 
 def make_random_model(folder: Path, *, prediction_type: str = "epsilon") -> Path:
     """Save a random model as a diffusers folder."""
-    save_folder(random_parts(prediction_type), folder, dtype=torch.float32)
+    shutil.copytree(Path(_saved_random_model(prediction_type).name, "model"), folder)
+    return folder
+
+
+@cache
+def _saved_random_model(prediction_type: str) -> TemporaryDirectory[str]:
+    """Has it in ``model``."""
+    folder = TemporaryDirectory()
+    save_folder(random_parts(prediction_type), Path(folder.name, "model"), dtype=torch.float32)
     return folder
 
 
 def random_parts(prediction_type: str = "epsilon", *, layers: int = 1) -> Parts:
     torch.manual_seed(7)
     tokenizer = small_tokenizer()
+    return _parts(
+        small_unet(layers),
+        small_vae(layers),
+        small_text_encoder(tokenizer),
+        tokenizer,
+        prediction_type,
+    )
+
+
+def _parts(
+    unet: UNet2DConditionModel,
+    vae: AutoencoderKL,
+    text_encoder: CLIPTextModel,
+    tokenizer: CLIPTokenizer,
+    prediction_type: str = "epsilon",
+) -> Parts:
     config = dict(PNDMScheduler(**SCHEDULER, prediction_type=prediction_type).config)
     return Parts(
-        unet=small_unet(layers),
-        vae=small_vae(layers),
-        text_encoder=small_text_encoder(tokenizer),
+        unet=unet,
+        vae=vae,
+        text_encoder=text_encoder,
         tokenizer=tokenizer,
         scheduler_config={**config, "_class_name": "PNDMScheduler"},
         prediction_type="v_prediction" if prediction_type == "v_prediction" else "epsilon",
@@ -50,12 +76,8 @@ def random_sd2_parts(
     torch.manual_seed(8)
     tokenizer = tokenizer or small_tokenizer()
     tokenizer.pad_token = "!"
-    return replace(
-        random_parts(prediction_type),
-        unet=sd2_unet(),
-        vae=standard_vae(),
-        text_encoder=sd2_text_encoder(len(tokenizer)),
-        tokenizer=tokenizer,
+    return _parts(
+        sd2_unet(), standard_vae(), sd2_text_encoder(len(tokenizer)), tokenizer, prediction_type
     )
 
 
@@ -71,20 +93,15 @@ def standard_parts(tokenizer: CLIPTokenizer) -> Parts:
             num_attention_heads=2,
         )
     )
-    return replace(
-        random_parts(),
-        unet=UNet2DConditionModel(
-            block_out_channels=(32, 64),
-            layers_per_block=1,
-            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-            cross_attention_dim=128,
-            attention_head_dim=8,
-        ),
-        vae=standard_vae(),
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
+    unet = UNet2DConditionModel(
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=128,
+        attention_head_dim=8,
     )
+    return _parts(unet, standard_vae(), text_encoder, tokenizer)
 
 
 def sd2_unet() -> UNet2DConditionModel:

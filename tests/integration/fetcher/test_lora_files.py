@@ -143,6 +143,12 @@ async def ours(stage: Stage, prefix: str) -> Parts:
     return parts
 
 
+@pytest.fixture(scope="module")
+def plain() -> np.ndarray[Any, Any]:
+    """What the model draws without a LoRA."""
+    return drawn(load(TINY_FOLDER))
+
+
 @pytest.mark.parametrize(
     ("layout", "alpha", "networks"),
     [
@@ -156,8 +162,9 @@ async def ours(stage: Stage, prefix: str) -> Parts:
     ids=["diffusers", "diffusers before peft", "peft", "kohya", "kohya of others", "converted"],
 )
 async def test_a_lora_of_each_layout_draws_exactly_as_peft_draws_with_it(
-    stage: Stage, web: Web, layout: Layout, alpha: int, networks: int
-) -> None:
+    stage: Stage, web: Web, plain: np.ndarray[Any, Any], *, layout: Layout, alpha: int,
+    networks: int,
+) -> None:  # fmt: skip
     theirs = load(TINY_FOLDER)
     models = with_peft(theirs, alpha)
     layout(stage.folder / "anna.safetensors", models)
@@ -167,7 +174,6 @@ async def test_a_lora_of_each_layout_draws_exactly_as_peft_draws_with_it(
 
     assert stage.lora is not None
     assert (stage.lora.rank, stage.lora.alpha) == (RANK, alpha)
-    plain = drawn(load(TINY_FOLDER))
     found = drawn(await ours(stage, prefix))
     assert np.abs(found - drawn(theirs)).max() == 0.0
     assert np.abs(found - plain).max() > 0.01

@@ -6,12 +6,14 @@ Their configurations come from their shapes, the tokenizer from the base model, 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from transformers import CLIPTokenizer
 
 from services.fetcher.models.configured_model import TINY_FOLDER
 from services.trainer.training.train import train
@@ -34,11 +36,26 @@ def stage(tmp_path: Path) -> Stage:
 
 
 def sd1() -> Parts:
-    return standard_parts(load(TINY_FOLDER).tokenizer)
+    return standard_parts(tiny_tokenizer())
 
 
 def sd2(prediction: str = "epsilon") -> Parts:
-    return random_sd2_parts(prediction, tokenizer=load(TINY_FOLDER).tokenizer)
+    return random_sd2_parts(prediction, tokenizer=tiny_tokenizer())
+
+
+def tiny_tokenizer() -> CLIPTokenizer:
+    tokenizer: CLIPTokenizer = CLIPTokenizer.from_pretrained(TINY_FOLDER / "tokenizer")
+    return tokenizer
+
+
+@cache
+def tensors_of_sd1() -> dict[str, torch.Tensor]:
+    return tensors_of(sd1())
+
+
+@cache
+def tensors_of_sd2() -> dict[str, torch.Tensor]:
+    return tensors_of(sd2())
 
 
 async def staged(stage: Stage, web: Web, tensors: dict[str, torch.Tensor], **header: str) -> Parts:
@@ -62,8 +79,15 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-@pytest.mark.parametrize("make", [sd1, sd2], ids=["SD 1", "SD 2"])
-@pytest.mark.parametrize("suffix", ["safetensors", "ckpt"])
+@pytest.mark.parametrize(
+    ("make", "suffix"),
+    [
+        (sd1, "ckpt"),
+        (sd2, "safetensors"),
+        pytest.param(sd1, "safetensors", marks=pytest.mark.long),
+        pytest.param(sd2, "ckpt", marks=pytest.mark.long),
+    ],
+)
 async def test_a_single_file_brings_its_own_configurations(
     stage: Stage, web: Web, tmp_path: Path, make: Callable[[], Parts], suffix: str
 ) -> None:
@@ -164,7 +188,7 @@ SAYS = "modelspec.prediction_type"
 async def test_what_a_file_of_stable_diffusion_1_predicts_is_what_it_says(
     stage: Stage, web: Web, header: dict[str, str], extra: dict[str, Any], predicts: str
 ) -> None:
-    tensors = tensors_of(sd1()) | extra
+    tensors = tensors_of_sd1() | extra
 
     assert (await staged(stage, web, tensors, **header)).prediction_type == predicts
 
@@ -183,7 +207,7 @@ async def test_what_a_file_of_stable_diffusion_1_predicts_is_what_it_says(
 async def test_a_stable_diffusion_2_file_without_marker_is_recognized_by_its_last_norm(
     stage: Stage, web: Web, dtype: torch.dtype, spread: float, header: dict[str, str], predicts: str
 ) -> None:
-    tensors = {name: tensor.to(dtype) for name, tensor in tensors_of(sd2()).items()}
+    tensors = {name: tensor.to(dtype) for name, tensor in tensors_of_sd2().items()}
     tensors[LAST_BIAS] = torch.linspace(-1, 1, 64).mul(spread * 3**0.5).to(dtype)
 
     assert (await staged(stage, web, tensors, **header)).prediction_type == predicts
@@ -194,14 +218,14 @@ async def test_the_marker_of_a_schedule_that_ends_in_noise_is_respected(
 ) -> None:
     markers = {"v_pred": torch.tensor([]), "ztsnr": torch.tensor([])}
 
-    found = await staged(stage, web, tensors_of(sd2()) | markers)
+    found = await staged(stage, web, tensors_of_sd2() | markers)
 
     assert cumulative_alphas(found.scheduler_config)[-1] == pytest.approx(0, abs=1e-6)
 
 
 async def test_a_prediction_that_nobody_knows_is_refused(stage: Stage, web: Web) -> None:
     with pytest.raises(Refused, match="its header says that it predicts 'x0'; expected epsilon"):
-        await staged(stage, web, tensors_of(sd2()), **{SAYS: "x0"})
+        await staged(stage, web, tensors_of_sd2(), **{SAYS: "x0"})
 
 
 async def test_a_text_encoder_of_other_words_than_the_base_models_is_refused(
@@ -212,8 +236,8 @@ async def test_a_text_encoder_of_other_words_than_the_base_models_is_refused(
 
 
 async def test_parts_of_two_models_in_one_file_are_refused(stage: Stage, web: Web) -> None:
-    texts = {name: each for name, each in tensors_of(sd2()).items() if "cond_stage" in name}
-    rest = {name: each for name, each in tensors_of(sd1()).items() if "cond_stage" not in name}
+    texts = {name: each for name, each in tensors_of_sd2().items() if "cond_stage" in name}
+    rest = {name: each for name, each in tensors_of_sd1().items() if "cond_stage" not in name}
 
     with pytest.raises(Refused, match="captions of width 128, its text encoder gives 64"):
         await staged(stage, web, rest | texts)
