@@ -24,6 +24,7 @@ from sqlalchemy.engine import URL, Connection, Dialect, Row, make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from services.gateway.database import sqlite_driver
 from services.gateway.database.schema import Schema, read_schema, upgrade_schema
 from services.gateway.database.shares import Shares
 from shared.errors import Unavailable
@@ -176,8 +177,8 @@ class Database:
     ) -> None:
         """Note a connection's thread before it is one: it goes on also if connecting fails."""
 
-        def connect(*arguments: Any, **options: Any) -> aiosqlite.Connection:
-            connection = aiosqlite.connect(*arguments, **options)
+        def connect(file: str, **options: Any) -> aiosqlite.Connection:
+            connection = sqlite_driver.connect(file, **options)
             thread = connection._thread  # noqa: SLF001 - has no other name
             thread.daemon = True
             self._threads.add(thread)

@@ -6,6 +6,7 @@ import asyncio
 import sqlite3
 import threading
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,6 +15,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Row
 
+from services.gateway.database import sqlite_driver
 from services.gateway.database.connection import Database
 from services.gateway.request_owner import request_owner
 from shared.messaging.messages import TrainingProgressed
@@ -65,17 +67,25 @@ async def test_a_status_with_progress_is_one_question_and_two_in_the_queue(
     assert [*questions.values()] == [1, 2, 1]
 
 
-async def test_a_read_of_sqlite_takes_no_more_than_its_statement(tmp_path: Path) -> None:
+async def test_each_statement_waits_for_sqlite_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = count()
+    ask = aiosqlite.Connection._execute
+
+    async def counted(connection: aiosqlite.Connection, *question: Any) -> Any:
+        next(answers)
+        return await ask(connection, *question)  # type: ignore[no-untyped-call]
+
     database = Database.open(f"sqlite:///{tmp_path / 'jobs.db'}")
-    said: list[str] = []
-    engine = database._engine.sync_engine
-    sa.event.listen(engine, "before_cursor_execute", lambda *given: said.append(given[2]))
+    await database.do(sa.text("CREATE TABLE numbers AS SELECT 1 AS number UNION ALL SELECT 2"))
+    monkeypatch.setattr(aiosqlite.Connection, "_execute", counted)
 
-    await database.all(sa.text("SELECT 1"))
-    await database.do(sa.text("CREATE TABLE one (number INTEGER)"))
+    assert await database.all(sa.text("SELECT number FROM numbers")) == [(1,), (2,)]
+    assert next(answers) == 1
+    assert await database.do(sa.text("DELETE FROM numbers WHERE number = 2")) == 1
+    assert next(answers) == 1 + 1 + 3, "a transaction begins and ends"
     await database.close()
-
-    assert said == ["SELECT 1", "BEGIN IMMEDIATE", "CREATE TABLE one (number INTEGER)"]
 
 
 async def test_a_closed_database_does_nothing_more_in_any_thread(tmp_path: Path) -> None:
@@ -119,13 +129,13 @@ async def test_a_database_that_is_closed_during_a_call_leaves_no_connection_open
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[aiosqlite.Connection] = []
-    connect = aiosqlite.connect
+    connect = sqlite_driver.connect
 
     def noted(*arguments: Any, **options: Any) -> aiosqlite.Connection:
         opened.append(connect(*arguments, **options))
         return opened[-1]
 
-    monkeypatch.setattr(aiosqlite, "connect", noted)
+    monkeypatch.setattr(sqlite_driver, "connect", noted)
     database = Database.open(f"sqlite:///{tmp_path / 'jobs.db'}")
     call = asyncio.create_task(database.all(sa.text(COUNT_FOR_A_WHILE)))
     await eventually(lambda: asyncio.sleep(0, opened and opened[0]._connection))

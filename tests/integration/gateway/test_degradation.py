@@ -346,8 +346,8 @@ async def gone(server: PostgreSQL) -> AsyncIterator[None]:
 @asynccontextmanager
 async def locked(file: Path) -> AsyncIterator[None]:
     """Another connection holds SQLite's write lock."""
-    holder = sqlite3.connect(file, isolation_level=None)
-    holder.execute("BEGIN IMMEDIATE")
+    holder = sqlite3.connect(file, isolation_level=None, check_same_thread=False)
+    await asyncio.to_thread(holder.execute, "BEGIN IMMEDIATE")  # waits for the gateway's writers
     try:
         yield
     finally:
