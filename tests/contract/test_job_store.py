@@ -851,9 +851,12 @@ def test_processes_that_migrate_at_once_all_succeed(empty_url: str) -> None:
         pool.map(migrate_in_a_process, [empty_url] * 2, chunksize=1)
 
 
-async def test_a_new_sqlite_file_that_another_process_holds_is_waited_for(tmp_path: Path) -> None:
+@pytest.mark.parametrize("lock", ["IMMEDIATE", "EXCLUSIVE"])
+async def test_a_new_sqlite_file_that_another_process_holds_is_waited_for(
+    tmp_path: Path, lock: str
+) -> None:
     holder = sqlite3.connect(tmp_path / "jobs.db", isolation_level=None)
-    holder.execute("BEGIN IMMEDIATE")  # for this lock SQLite itself does not wait
+    holder.execute(f"BEGIN {lock}")  # SQLite itself does not wait for the first, and briefly else
     store = SqlJobStore.open(f"sqlite:///{tmp_path}/jobs.db")
     migrating = asyncio.create_task(store.migrate())
     await asyncio.wait((migrating,), timeout=0.3)

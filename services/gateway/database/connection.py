@@ -192,15 +192,25 @@ class Database:
         The file keeps this mode. SQLite does not wait for the lock of this change, unlike for
         others, so it is retried while another process starts.
         """
+        deadline = monotonic() + WAIT_SECONDS
         with _translate_errors():
+            while not await self._in_wal():
+                if monotonic() > deadline:
+                    raise Unavailable("the database does not answer: it is locked")
+                await asyncio.sleep(LOCKED_SECONDS)
+
+    async def _in_wal(self) -> bool:
+        """Switch to the write-ahead log; False while another process holds the file."""
+        try:
             async with self._engine.connect() as connection:
                 raw = (await connection.get_raw_connection()).driver_connection
                 assert isinstance(raw, aiosqlite.Connection)  # noqa: S101 - the engine's driver
-                deadline = monotonic() + WAIT_SECONDS
-                while not await _in_wal(raw):
-                    if monotonic() > deadline:
-                        raise Unavailable("the database does not answer: it is locked")
-                    await asyncio.sleep(LOCKED_SECONDS)
+                await raw.execute("PRAGMA journal_mode = WAL")
+        except (exc.OperationalError, aiosqlite.OperationalError) as error:
+            if not _is_busy(error):
+                raise
+            return False
+        return True
 
 
 async def _begin(connection: AsyncConnection, transaction: AsyncExitStack) -> None:
@@ -210,12 +220,16 @@ async def _begin(connection: AsyncConnection, transaction: AsyncExitStack) -> No
         try:
             await transaction.enter_async_context(connection.begin())
         except exc.OperationalError as error:
-            busy = getattr(error.orig, "sqlite_errorcode", None) == SQLITE_BUSY
-            if not busy or monotonic() > deadline:
+            if not _is_busy(error) or monotonic() > deadline:
                 raise
             await asyncio.sleep(LOCKED_SECONDS)
         else:
             return
+
+
+def _is_busy(error: Exception) -> bool:
+    """Whether another connection has a lock of SQLite's; the code's upper bits say which."""
+    return getattr(getattr(error, "orig", error), "sqlite_errorcode", 0) & 0xFF == SQLITE_BUSY
 
 
 def insert_of(dialect: str) -> Callable[[sa.Table], sqlite.Insert | postgresql.Insert]:
@@ -308,17 +322,6 @@ def _set_up_sqlite(connection: Any, _: object) -> None:
     cursor.execute("PRAGMA synchronous = FULL")  # an admitted job outlives a power failure
     cursor.execute("PRAGMA foreign_keys = ON")
     cursor.close()
-
-
-async def _in_wal(connection: aiosqlite.Connection) -> bool:
-    """Switch to the write-ahead log; False while another process holds the file."""
-    try:
-        await connection.execute("PRAGMA journal_mode = WAL")
-    except aiosqlite.OperationalError as error:
-        if error.sqlite_errorcode != SQLITE_BUSY:
-            raise
-        return False
-    return True
 
 
 def _begin_sqlite(connection: Connection) -> None:
