@@ -33,7 +33,7 @@ def make_random_model(folder: Path, *, prediction_type: str = "epsilon") -> Path
 
 @cache
 def _saved_random_model(prediction_type: str) -> TemporaryDirectory[str]:
-    """Has it in ``model``."""
+    """A folder that has it in ``model``, and that is removed when the process ends."""
     folder = TemporaryDirectory()
     save_folder(random_parts(prediction_type), Path(folder.name, "model"), dtype=torch.float32)
     return folder

@@ -175,7 +175,7 @@ class Database:
     def _note_threads(
         self, _dialect: Dialect, _record: object, _arguments: object, options: dict[str, Any]
     ) -> None:
-        """Note a connection's thread before it is one: it goes on also if connecting fails."""
+        """Have our driver connect, and note its thread at once: it goes on if connecting fails."""
 
         def connect(file: str, **options: Any) -> aiosqlite.Connection:
             connection = sqlite_driver.connect(file, **options)
