@@ -87,6 +87,7 @@ class Machine:
             "EVERYDREAM_HOST": HOST,
             "EVERYDREAM_PORT": str(self.port),
             "EVERYDREAM_PUBLIC_URL": f"http://{HOST}:{self.port}",
+            "EVERYDREAM_METRICS_PORT": str(free_port()),  # a container has all ports for itself
             "AWS_ENDPOINT_URL_S3": self.s3.endpoint_url if reaches else f"http://{NOWHERE}",
         }
 

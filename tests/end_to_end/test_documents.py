@@ -34,6 +34,7 @@ NOT_RUN = {
     r"^\. \.venv/bin/activate|^pip install": "the tests are run in what this makes",
     r"^docker compose|^export RABBITMQCTL": "needs Docker; test_compose.py reads the files",
     r"deploy/rabbitmq-users\.sh|^rabbitmqctl": "needs a broker; test_broker_rights.py makes logins",
+    r"^kubectl": "needs a cluster; test_kubernetes.py builds what it would apply",
     r"^everydream models pull": "fetches gigabytes from the hub",
     r"^everydream (backup|restore)": "needs an empty place; tests/faults/test_restore.py has one",
     r"^git (pull|tag)": "changes the clone",

@@ -203,17 +203,21 @@ def name_what_there_is(case: Case[Any], known: Mapping[str, str]) -> None:
 def refer_to_what_there_is(case: Case[Any], known: Mapping[str, str]) -> None:
     """Ids in a body: of no other job is there a dataset or a model."""
     body: Any = case.body
-    inputs = body.get("input") if isinstance(body, dict) else None
-    train = inputs.get("train") if isinstance(inputs, dict) else None
-    for part, field, kind in (
-        (train, "data_url", "check"),
-        (train, "resume_ckpt_url", "trained"),
-        (inputs, "model", "trained"),
-    ):
-        if isinstance(part, dict) and re.search(JOB_ID, str(part.get(field, ""))):
-            part[field] = known[kind]
-    if isinstance(train, dict):
-        suit_one_another(train)
+    if isinstance(body, dict) and "input" in body:
+        inputs = body["input"] = referring(body["input"], known)
+        if isinstance(inputs, dict) and isinstance(inputs.get("train"), dict):
+            suit_one_another(inputs["train"])
+
+
+def referring(value: Any, known: Mapping[str, str], field: str = "") -> Any:
+    """A value, or all that it holds, with the ids of jobs that have what the field asks for."""
+    if isinstance(value, dict):
+        return {key: referring(each, known, key) for key, each in value.items()}
+    if isinstance(value, list):
+        return [referring(each, known, field) for each in value]
+    if re.search(JOB_ID, str(value)):
+        return known["check" if field == "data_url" else "trained"]
+    return value
 
 
 def suit_one_another(train: dict[str, Any]) -> None:
