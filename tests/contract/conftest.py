@@ -8,6 +8,7 @@ import pytest
 from services.gateway.database.connection import Database
 from shared.service_process import closing
 from tests.contract.bus_worlds import MemoryWorld, RabbitMQWorld, World
+from tests.support.migrated import new_sqlite
 
 
 @pytest.fixture(params=["memory", "rabbitmq"])
@@ -24,9 +25,9 @@ async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A database's address, as a user would write it."""
+    """The address of a database of the newest schema, as a user would write it."""
     if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'made on demand' / 'jobs.db'}"
+        return new_sqlite(tmp_path / "jobs.db")
     address: str = request.getfixturevalue("postgres_url")
     return address.replace("+asyncpg", "")
 
@@ -35,7 +36,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The address of a database that has no schema yet."""
     if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'jobs.db'}"
+        return f"sqlite:///{tmp_path / 'made on demand' / 'jobs.db'}"
     address: str = request.getfixturevalue("empty_postgres_url")
     return address.replace("+asyncpg", "")
 

@@ -24,6 +24,7 @@ from shared import keys
 from shared.request import BASE_PATHS
 from shared.service_process import closing
 from tests.support.gateway_world import API_KEY, OTHER_KEY, REQUEST, World, trained, world
+from tests.support.migrated import new_sqlite
 
 HOOK = "https://example.com/hook"
 OPEN = {
@@ -249,7 +250,7 @@ async def test_a_key_is_compared_with_all_by_digest_in_constant_time(
     tmp_path: Path, compared: list[tuple[Any, Any]], given: str
 ) -> None:
     known = [digest_of(key) for key in ("one", "two", "three")]
-    async with closing(Database.open(f"sqlite:///{tmp_path}/keys.db")) as database:
+    async with closing(Database.open(new_sqlite(tmp_path / "keys.db"))) as database:
         await database.migrate()
         caller = await Keys(known, SqlKeyStore(database)).caller(f"Bearer {given}")
 
@@ -274,7 +275,7 @@ async def test_made_keys_are_found_by_digest_and_no_file_holds_one(tmp_path: Pat
             asked.append(digest)
             return await super().find(digest)
 
-    async with closing(Database.open(f"sqlite:///{tmp_path}/keys.db")) as database:
+    async with closing(Database.open(new_sqlite(tmp_path / "keys.db"))) as database:
         await database.migrate()
         table = Watched(database)
         made = StoredKey(digest=digest_of("made"), name="n", scopes=("read",), created_at=0.0)

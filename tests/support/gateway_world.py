@@ -55,7 +55,7 @@ from shared.ports import Bus, ReplyQueue
 from shared.service_process import closing
 from shared.settings import Settings, from_environment
 from shared.storage.snapshots import sample_key
-from tests.support.migrated import migrated_sqlite
+from tests.support.migrated import new_sqlite
 
 KEY = "k" * 48
 API_KEY, OTHER_KEY = "a-key-of-anna", "a-key-of-ben"
@@ -389,8 +389,7 @@ async def world(
     broker = MemoryBroker()
     file = home / "everydream.db"
     if "database_url" not in changes and not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(migrated_sqlite())
+        new_sqlite(file)
     async with AsyncExitStack() as stack:
         stack.enter_context(answers_within(PATIENCE))
         opening = Database.open(settings.database_url, settings.database_connections)

@@ -24,3 +24,10 @@ def migrated_sqlite() -> bytes:
         file = Path(folder) / "everydream.db"
         in_own_loop(migrate(f"sqlite:///{file}"))
         return file.read_bytes()
+
+
+def new_sqlite(file: Path) -> str:
+    """The address of a new database of the newest schema in this file."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(migrated_sqlite())
+    return f"sqlite:///{file}"

@@ -24,7 +24,7 @@ from shared.messaging.topology import FETCHER, NOTIFIER_PUBLISH, NOTIFIER_WEBHOO
 from shared.ports import Bus
 from shared.worker.order import Order
 from shared.worker.runtime import Worker
-from tests.support.alerting import RULES, expect_firing, observed
+from tests.support.alerting import RULES, expect_firing, observed, told_by
 from tests.support.gateway_world import (
     HEARTBEAT,
     KEY,
@@ -35,10 +35,11 @@ from tests.support.gateway_world import (
     trained,
     world,
 )
-from tests.support.scraping import Port, Samples, port_of_this_process, value
+from tests.support.scraping import Port, Samples, parsed, port_of_this_process, value
 
 HOOK = "https://example.com/hook"
 SLOW = 1.6
+ACTIVE = "everydream_recorder_active"
 """Seconds; more than a claim should take."""
 RUN = "/v1/everydream-v1/run"
 HERE = Path(__file__).parent
@@ -60,17 +61,17 @@ async def port(here: World) -> AsyncIterator[Port]:
 
 async def is_calm(port: Port) -> bool:
     """The gateway is ready, and its first heartbeat has come back."""
-    return (
-        value(await port.scrape(), "everydream_recorder_active") == 1 and not await port.lacking()
-    )
+    active = value(await port.scrape(ACTIVE), ACTIVE)
+    return active == 1 and not await port.lacking()
 
 
 async def fires_when(port: Port, name: str, least: float, **labels: str) -> Samples:
     """What is observed once this series is so large."""
 
     async def look() -> Samples | None:
-        seen = await observed(port)
-        return seen if value(seen, name, **labels) >= least else None
+        text = await port.text()
+        reached = value(parsed(text, name), name, **labels) >= least
+        return told_by(text) if reached else None
 
     return await eventually(look)
 
@@ -110,7 +111,7 @@ async def test_a_record_that_is_behind_and_then_stands_still(tmp_path: Path) -> 
         expect_firing(before, behind, ["EveryDreamNotReady", "EveryDreamRecorderBehind"])
 
         async def stands_still() -> bool:
-            return value(await port.scrape(), "everydream_recorder_active") == 0
+            return value(await port.scrape(ACTIVE), ACTIVE) == 0
 
         await eventually(stands_still)
         expected = ["EveryDreamNotReady", "EveryDreamNobodyRecords"]

@@ -55,6 +55,7 @@ from shared.messaging.messages import (
 from shared.messaging.topology import GATEWAY_RECORDER, Queue
 from shared.service_process import closing
 from tests.support.gateway_world import KEY, TRAIN_ONLY, settings_for
+from tests.support.migrated import new_sqlite
 from tests.support.taking_turns import TurnTakingJobs
 from tests.unit.gateway.test_transitions import checkpoint_final, dataset_staged
 
@@ -89,7 +90,7 @@ FEWER = pytest.mark.parametrize(
 @pytest.fixture
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'transitions.db'}"
+        return new_sqlite(tmp_path / "transitions.db")
     return str(request.getfixturevalue("postgres_url"))
 
 

@@ -11,7 +11,7 @@ import pytest
 from shared.messaging.messages import StageFailed, StagingDue, StagingInterrupted
 from shared.messaging.topology import FETCHER, TRAINER
 from tests.support.gateway_world import TRAIN_ONLY, World, eventually, world
-from tests.support.scraping import Port, Samples, port_of_this_process, value
+from tests.support.scraping import Port, Samples, parsed, port_of_this_process, value
 
 LOW = {**TRAIN_ONLY, "policy": {"lowPriority": True}}
 
@@ -32,8 +32,8 @@ async def scraped_when(port: Port, name: str, is_: float, **labels: str) -> Samp
     """The first samples in which this series has this value."""
 
     async def look() -> Samples | None:
-        samples = await port.scrape()
-        return samples if value(samples, name, **labels) == is_ else None
+        text = await port.text()
+        return parsed(text) if value(parsed(text, name), name, **labels) == is_ else None
 
     return await eventually(look)
 

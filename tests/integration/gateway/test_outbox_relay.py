@@ -19,6 +19,7 @@ from shared.errors import Unavailable, Unpublishable, Unroutable
 from shared.messaging.messages import JobStarted, Message, WebhookDue, encode
 from shared.messaging.topology import FETCHER, NOTIFIER_WEBHOOKS, Queue
 from shared.service_process import closing
+from tests.support.migrated import new_sqlite
 from tests.support.outbox import ids_in_outbox
 
 DEADLINE = 20.0
@@ -96,7 +97,7 @@ class Setting:
 
 @pytest.fixture
 async def setting(tmp_path: Path) -> AsyncIterator[Setting]:
-    broker, url = MemoryBroker(), f"sqlite:///{tmp_path}/jobs.db"
+    broker, url = MemoryBroker(), new_sqlite(tmp_path / "jobs.db")
     async with (
         closing(SqlJobStore.open(url)) as jobs,
         closing(broker.bus("gateway")) as memory,

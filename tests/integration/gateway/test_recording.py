@@ -51,7 +51,7 @@ from shared.messaging.topology import GATEWAY_RECORDER, Queue
 from shared.ports import Delivery
 from shared.service_process import closing
 from tests.support.gateway_world import TRAIN_ONLY, eventually
-from tests.support.migrated import migrated_sqlite
+from tests.support.migrated import new_sqlite
 from tests.support.played_job import Crowd, Room
 from tests.unit.gateway.test_transitions import checkpoint_final, dataset_staged
 
@@ -143,11 +143,10 @@ class Recording:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 async def recording(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Recording]:
-    url = f"sqlite:///{tmp_path / 'everydream.db'}"
     if request.param == "postgresql":
         url = str(request.getfixturevalue("postgres_url"))
     else:
-        (tmp_path / "everydream.db").write_bytes(migrated_sqlite())
+        url = new_sqlite(tmp_path / "everydream.db")
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(closing(Database.open(url)))
         await database.migrate()

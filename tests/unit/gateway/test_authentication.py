@@ -24,6 +24,7 @@ from services.gateway.web.authentication import (
 )
 from shared.service_process import closing
 from shared.settings import from_environment
+from tests.support.migrated import new_sqlite
 
 URL = "http://127.0.0.1:8080"
 NOW = 1_700_000_000.0
@@ -31,7 +32,7 @@ NOW = 1_700_000_000.0
 
 @pytest.fixture
 async def made(tmp_path: Path) -> AsyncIterator[SqlKeyStore]:
-    async with closing(Database.open(f"sqlite:///{tmp_path}/keys.db")) as database:
+    async with closing(Database.open(new_sqlite(tmp_path / "keys.db"))) as database:
         await database.migrate()
         yield SqlKeyStore(database)
 
