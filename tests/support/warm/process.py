@@ -1,24 +1,21 @@
-"""A service that the launcher has forked, to its starter as one that was started cold."""
+"""A service that is a fork, to its starter as one that was started cold."""
 
 from __future__ import annotations
 
-import atexit
 import json
 import os
 import select
 import signal
 import socket
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
-from subprocess import DEVNULL, TimeoutExpired
+from subprocess import TimeoutExpired
 from typing import IO
 
 from tests.support.servers.process import ServerError
-from tests.support.warm.stand_in import MESSAGE_BYTES
+from tests.support.warm.server import start_server
+from tests.support.warm.stand_in import MESSAGE_BYTES, SERVICES, connected
 
 PROGRAMS = ("tests.support.warm", "tests.support.warm.command", "tests.faults.scripted")
 """Modules of the tests that run services and do not mind what has been imported before them."""
@@ -41,11 +38,11 @@ class WarmProcess:
         module, *arguments = args[2:]
         order = {"module": module, "arguments": arguments, "folder": str(folder)}
         asked = json.dumps(order | {"environment": dict(env)})
-        self._line, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs, Path(os.devnull).open("rb") as nothing:
+        start_server()
+        self._line = connected(SERVICES)
+        with Path(os.devnull).open("rb") as nothing:
             files = [nothing.fileno(), log.fileno(), (errors or log).fileno()]
             socket.send_fds(self._line, [asked.encode()], files)
-            socket.send_fds(launcher(), [b"."], [theirs.fileno()])
         self.pid = self._told()
 
     def poll(self) -> int | None:
@@ -79,26 +76,9 @@ class WarmProcess:
     def _told(self) -> int:
         if said := self._line.recv(MESSAGE_BYTES):
             return int(said)
-        raise ServerError(f"{self.args!r}: the launcher has ended")
+        raise ServerError(f"{self.args!r}: the server has ended")
 
 
 def is_warm(command: Sequence[str]) -> bool:
     """Whether a fork may run this command line."""
     return command[1] == "-m" and command[2] in PROGRAMS
-
-
-@cache
-def launcher() -> socket.socket:
-    """Start the launcher of this process, which ends with it; returns before it is ready."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with theirs:
-        process = subprocess.Popen(
-            # Unbuffered, as the services write their logs.
-            [sys.executable, "-u", "-m", "tests.support.warm.launcher"],
-            stdin=theirs.fileno(),
-            stdout=DEVNULL,
-            start_new_session=True,
-        )
-    atexit.register(process.wait)
-    atexit.register(ours.close)  # the last that is registered is called first
-    return ours

@@ -1,4 +1,8 @@
-"""Imports once and forks often: ``python -m tests.support.warm.server``."""
+"""Two processes that import once and fork often: ``python -m tests.support.warm.server ROOT``.
+
+The first has imported what the services need. A fork of it, the second, has also imported torch and
+diffusers: its forks are children of the GPU services, and the processes of pytest-xdist.
+"""
 
 from __future__ import annotations
 
@@ -13,79 +17,107 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import NoReturn
 
 from shared.child.process import FOR_LIBRARIES, importing
-from tests.support.warm.stand_in import MESSAGE_BYTES, address_of, line_to_server
+from tests.support.warm.stand_in import (
+    CHILDREN,
+    MESSAGE_BYTES,
+    SERVICES,
+    address_of,
+    line_to_server,
+)
 
-MODULES = ("services.trainer.training.train", "services.inferencer.generation.pipeline_cache")
-START_SECONDS = 120.0
+FOR_SERVICES = (
+    "everydream.cli",
+    "everydream.commands.serving",
+    "everydream.this_machine.greeting",
+    "services.gateway.__main__",
+    "services.fetcher.__main__",
+    "services.trainer.work",
+    "services.inferencer.work",
+    "services.notifier.__main__",
+)
+"""Not who asks those of the GPU for their ``CHILD``, which a program of the tests replaces."""
+FOR_CHILDREN = ("services.trainer.training.train", "services.inferencer.generation.pipeline_cache")
 
 
 def start_server() -> None:
-    """Have a server for all processes of these tests, and for what they start, unless there is one.
+    """Have servers for all processes of these tests, and for what they start, unless there are.
 
-    It ends with the process that all of them descend from.
+    They end with the process that all of them descend from. Who asks before they have imported all
+    waits.
     """
-    if line := line_to_server():
+    if line := line_to_server(CHILDREN):
         line.close()
         return
-    root = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
-    command = [sys.executable, "-m", "tests.support.warm.server", str(root)]
+    # Unbuffered, as the services write their logs.
+    command = [sys.executable, "-u", "-m", "tests.support.warm.server", str(os.getpid())]
     subprocess.run(command, check=True, start_new_session=True)
 
 
 def main() -> None:
-    """Return as soon as the server, a fork, answers."""
+    """Return as soon as the servers, forks, can be asked."""
     root = int(sys.argv[1])
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
-        try:
-            listener.bind(address_of(root))
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise
-            until_answered(root)
+    try:
+        listeners = {kind: [listening(kind, root)] for kind in (SERVICES, CHILDREN)}
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:  # another process starts them
             return
-        os.environ |= FOR_LIBRARIES
-        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # as its children do
-        with importing():
-            for module in MODULES:
-                importlib.import_module(module)
-        listener.listen(16)
-        if os.fork() == 0:
-            serve(listener, os.pidfd_open(root))
+        raise
+    if os.fork() == 0:
+        be_servers(listeners, os.pidfd_open(root))
 
 
-def until_answered(root: int) -> None:
-    """Wait for the server that another process is starting."""
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as line:
-            if line.connect_ex(address_of(root)) == 0:
-                return
-        time.sleep(0.1)
-    sys.exit("another process's server does not answer")
+def be_servers(listeners: dict[str, list[socket.socket]], root: int) -> NoReturn:
+    for kind, those in listeners.items():
+        # What our forks start descends from us, not from root.
+        those.append(listening(kind, os.getpid()))
+    import_all(FOR_SERVICES)
+    if os.fork():
+        close(listeners[CHILDREN])
+        serve(listeners[SERVICES], root)
+    close(listeners[SERVICES])
+    os.environ |= FOR_LIBRARIES
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # as its children do
+    import_all(FOR_CHILDREN)
+    serve(listeners[CHILDREN], root)
 
 
-def serve(listener: socket.socket, root: int) -> NoReturn:
-    """Fork for every stand-in until the root process is gone."""
+def listening(kind: str, pid: int) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listener.bind(address_of(kind, pid))
+    listener.listen(16)
+    return listener
+
+
+def import_all(modules: Iterable[str]) -> None:
+    with importing():
+        for module in modules:
+            importlib.import_module(module)
+
+
+def close(listeners: Iterable[socket.socket]) -> None:
+    for listener in listeners:
+        listener.close()
+
+
+def serve(listeners: Sequence[socket.socket], root: int) -> NoReturn:
+    """Fork for everybody who asks until the root process is gone."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the keepers
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as own:
-        own.bind(address_of(os.getpid()))  # what our forks start descends from us, not from root
-        own.listen(16)
-        while line := accepted([listener, own], root):
-            with line:
-                if os.fork() == 0:
-                    keep(line)
+    while line := accepted(listeners, root):
+        with line:
+            if os.fork() == 0:
+                close(listeners)
+                keep(line)
     os._exit(0)
 
 
 def accepted(listeners: Sequence[socket.socket], root: int) -> socket.socket | None:
-    """The next stand-in; None once the root process is gone."""
+    """A line to the next who asks; None once the root process is gone."""
     ready, _, _ = select.select([root, *(each.fileno() for each in listeners)], [], [])
     if root in ready:
         return None
@@ -93,7 +125,7 @@ def accepted(listeners: Sequence[socket.socket], root: int) -> socket.socket | N
 
 
 def keep(line: socket.socket) -> None:
-    """Fork the child, end it if the stand-in ends before it, and tell how it has ended."""
+    """Fork the process, end it if who asked ends before it, and tell how it has ended."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     asked, files, _, _ = socket.recv_fds(line, MESSAGE_BYTES, 4)
     if not asked:  # somebody has looked whether there is a server

@@ -14,18 +14,20 @@ from pathlib import Path
 from shared.child.process import begin
 
 MESSAGE_BYTES = 65536
+CHILDREN, SERVICES = "children", "services"
+"""What there are servers for."""
 
 
-def address_of(pid: int) -> str:
+def address_of(kind: str, pid: int) -> str:
     """Where the server of this process listens: a name in Linux's abstract namespace."""
-    return f"\0everydream-warm-{pid}"
+    return f"\0everydream-warm-{kind}-{pid}"
 
 
 def stand_in_for(module: str) -> None:
     """Have a fork run the module's ``main`` with our files, and end as it ends."""
     begin()
     asked = json.dumps({"module": module, "folder": str(Path.cwd()), "environment": {**os.environ}})
-    with connected() as line:
+    with connected(CHILDREN) as line:
         socket.send_fds(line, [asked.encode()], [0, 1, 2, int(sys.argv[1])])
         os.close(int(sys.argv[1]))  # else the end of the pipe never comes
         child = int(line.recv(MESSAGE_BYTES))
@@ -33,18 +35,18 @@ def stand_in_for(module: str) -> None:
         end_like(line.recv(MESSAGE_BYTES))
 
 
-def connected() -> socket.socket:
+def connected(kind: str) -> socket.socket:
     """A line to the server of the nearest ancestor that has one."""
-    if line := line_to_server():
+    if line := line_to_server(kind):
         return line
     sys.exit("no ancestor has a warm server: the test lacks the fixture warm_children")
 
 
-def line_to_server() -> socket.socket | None:
-    """None: no ancestor has a server that answers."""
+def line_to_server(kind: str) -> socket.socket | None:
+    """None: neither we nor an ancestor have one."""
     line = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    for pid in ancestors():
-        if line.connect_ex(address_of(pid)) == 0:
+    for pid in (os.getpid(), *ancestors()):
+        if line.connect_ex(address_of(kind, pid)) == 0:
             return line
     line.close()
     return None

@@ -11,7 +11,7 @@ import signal
 import socket
 from pathlib import Path
 
-from tests.support.warm.stand_in import MESSAGE_BYTES, connected, end_like
+from tests.support.warm.stand_in import CHILDREN, MESSAGE_BYTES, connected, end_like
 
 PROGRAM = "tests.support.warm.worker_fork"
 
@@ -20,7 +20,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: pytest ends its processes itself
     order = {"module": PROGRAM, "arguments": [], "folder": str(Path.cwd())}
     asked = json.dumps(order | {"environment": {**os.environ}})
-    with connected() as line:
+    with connected(CHILDREN) as line:
         socket.send_fds(line, [asked.encode()], [0, 1, 2])
         line.recv(MESSAGE_BYTES)  # its id
         end_like(line.recv(MESSAGE_BYTES))
