@@ -25,6 +25,7 @@ from shared.diffusion.single_file import (
 from shared.diffusion.text_layout import is_open_clip
 from shared.errors import Passing, Refused
 from shared.storage.manifest import SINGLE_FILE
+from tests.support.forms import few
 from tests.support.models import random_parts, random_sd2_parts
 
 Networks = dict[str, dict[str, torch.Tensor]]
@@ -59,7 +60,7 @@ MODELS: dict[str, Callable[[], Parts]] = {
 }
 
 
-@pytest.fixture(scope="module", params=["one layer", "two layers", "SD 2"])
+@pytest.fixture(scope="module", params=few("two layers", "SD 2", of=[*MODELS][:3]))
 def parts(request: pytest.FixtureRequest) -> Parts:
     return MODELS[request.param]()
 
