@@ -26,13 +26,13 @@ CUMULATIVE = ("_total", "_bucket", "_count", "_sum")
 async def observed(port: Port) -> Samples:
     """What Prometheus gets of a process: its samples, and whether it answers."""
     try:
-        return told_by(await port.text())
+        return with_up(await port.text())
     except aiohttp.ClientError:
         return {UP: 0.0}
 
 
-def told_by(text: str) -> Samples:
-    """What Prometheus gets of a process that has told this."""
+def with_up(text: str) -> Samples:
+    """What Prometheus gets of a process that has answered with this exposition."""
     return {**parsed(text), UP: 1.0}
 
 

@@ -52,12 +52,15 @@ PASSED_ON = ("LANG", "LC_ALL", "OMP_NUM_THREADS", "OPENBLAS_CORETYPE", "OPENBLAS
 LAST_WORDS = 6000
 COMMAND = ("everydream",)
 WARM = ("tests.support.warm",)
-"""The command with warm children and rough sample rows; needs the fixture ``warm_children``.
+"""The command with warm children and rough sample rows.
 
 It is a fork itself, and so is what begins with ``FULL_ROWS`` or ``ROUGH``.
 """
 COLD = ("tests.support.warm.__main__",)
-"""The same, but a process of its own: for who looks into its environment, arguments or memory."""
+"""The same, but a process of its own: for who looks into its environment, arguments or memory.
+
+Needs the fixture ``warm_children``.
+"""
 FULL_ROWS = (*WARM, "--full-rows")
 """With warm children alone."""
 ROUGH = (*WARM, "--rough")

@@ -24,7 +24,7 @@ from shared.messaging.topology import FETCHER, NOTIFIER_PUBLISH, NOTIFIER_WEBHOO
 from shared.ports import Bus
 from shared.worker.order import Order
 from shared.worker.runtime import Worker
-from tests.support.alerting import RULES, expect_firing, observed, told_by
+from tests.support.alerting import RULES, expect_firing, observed, with_up
 from tests.support.gateway_world import (
     HEARTBEAT,
     KEY,
@@ -39,8 +39,8 @@ from tests.support.scraping import Port, Samples, parsed, port_of_this_process, 
 
 HOOK = "https://example.com/hook"
 SLOW = 1.6
-ACTIVE = "everydream_recorder_active"
 """Seconds; more than a claim should take."""
+ACTIVE = "everydream_recorder_active"
 RUN = "/v1/everydream-v1/run"
 HERE = Path(__file__).parent
 TESTED = (Path(__file__), HERE / "test_degradation.py")
@@ -71,7 +71,7 @@ async def fires_when(port: Port, name: str, least: float, **labels: str) -> Samp
     async def look() -> Samples | None:
         text = await port.text()
         reached = value(parsed(text, name), name, **labels) >= least
-        return told_by(text) if reached else None
+        return with_up(text) if reached else None
 
     return await eventually(look)
 

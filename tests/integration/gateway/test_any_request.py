@@ -201,7 +201,7 @@ def name_what_there_is(case: Case[Any], known: Mapping[str, str]) -> None:
 
 
 def refer_to_what_there_is(case: Case[Any], known: Mapping[str, str]) -> None:
-    """Ids in a body: of no other job is there a dataset or a model."""
+    """In a body, the ids of jobs that have a dataset and a model, wherever an id stands."""
     body: Any = case.body
     if isinstance(body, dict) and "input" in body:
         inputs = body["input"] = referring(body["input"], known)
@@ -210,7 +210,7 @@ def refer_to_what_there_is(case: Case[Any], known: Mapping[str, str]) -> None:
 
 
 def referring(value: Any, known: Mapping[str, str], field: str = "") -> Any:
-    """A value, or all that it holds, with the ids of jobs that have what the field asks for."""
+    """A value, its ids replaced: under ``data_url`` by that of a check, elsewhere of a training."""
     if isinstance(value, dict):
         return {key: referring(each, known, key) for key, each in value.items()}
     if isinstance(value, list):

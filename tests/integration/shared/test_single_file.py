@@ -60,7 +60,10 @@ MODELS: dict[str, Callable[[], Parts]] = {
 }
 
 
-@pytest.fixture(scope="module", params=few("two layers", "SD 2", of=[*MODELS][:3]))
+LAYOUTS = ("one layer", "two layers", "SD 2")
+
+
+@pytest.fixture(scope="module", params=few("two layers", "SD 2", of=LAYOUTS))
 def parts(request: pytest.FixtureRequest) -> Parts:
     return MODELS[request.param]()
 

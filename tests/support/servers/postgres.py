@@ -139,10 +139,10 @@ class PostgreSQL(Server):
 
         async def do() -> None:
             connection = await asyncpg.connect(
-                host=HOST, port=self.port, user="test", database="postgres"
+                host=HOST, port=self.port, user="test", database="postgres", ssl=False
             )
             try:
-                await connection.execute(statement)
+                await connection.execute(statement, timeout=START_SECONDS)
             finally:
                 await connection.close()
 

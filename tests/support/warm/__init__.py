@@ -7,8 +7,8 @@ signals and end as it ends. What runs in the fork is the product's own ``main``.
 
 The processes of pytest-xdist are forks of that server, too: the tests import the same.
 
-Services that the tests start may be warm as well: forks of a second server, which has imported
-what they need and no more. A cold gateway imports for a second and more.
+Services that the tests start may be warm as well: forks of another server, which has imported what
+they need and no more. A cold gateway imports for a second and more.
 
 All processes of the tests share both servers; each finds those of its nearest ancestor that has
 them.

@@ -15,7 +15,12 @@ from typing import IO
 
 from tests.support.servers.process import ServerError
 from tests.support.warm.server import start_server
-from tests.support.warm.stand_in import MESSAGE_BYTES, SERVICES, connected
+from tests.support.warm.stand_in import (
+    MESSAGE_BYTES,
+    SERVICES,
+    connected,
+    line_to_server,
+)
 
 PROGRAMS = ("tests.support.warm", "tests.support.warm.command", "tests.faults.scripted")
 """Modules of the tests that run services and do not mind what has been imported before them."""
@@ -38,8 +43,7 @@ class WarmProcess:
         module, *arguments = args[2:]
         order = {"module": module, "arguments": arguments, "folder": str(folder)}
         asked = json.dumps(order | {"environment": dict(env)})
-        start_server()
-        self._line = connected(SERVICES)
+        self._line = line_to_services()
         with Path(os.devnull).open("rb") as nothing:
             files = [nothing.fileno(), log.fileno(), (errors or log).fileno()]
             socket.send_fds(self._line, [asked.encode()], files)
@@ -74,9 +78,18 @@ class WarmProcess:
         self._line.close()
 
     def _told(self) -> int:
-        if said := self._line.recv(MESSAGE_BYTES):
-            return int(said)
+        with suppress(ConnectionError):
+            if said := self._line.recv(MESSAGE_BYTES):
+                return int(said)
         raise ServerError(f"{self.args!r}: the server has ended")
+
+
+def line_to_services() -> socket.socket:
+    """A line to the server of services, which is started if there is none."""
+    if line := line_to_server(SERVICES):
+        return line
+    start_server()
+    return connected(SERVICES)
 
 
 def is_warm(command: Sequence[str]) -> bool:

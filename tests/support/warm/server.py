@@ -1,12 +1,11 @@
 """Two processes that import once and fork often: ``python -m tests.support.warm.server ROOT``.
 
-The first has imported what the services need. A fork of it, the second, has also imported torch and
+One has imported what the services need. The other, a fork of it, has also imported torch and
 diffusers: its forks are children of the GPU services, and the processes of pytest-xdist.
 """
 
 from __future__ import annotations
 
-import errno
 import importlib
 import json
 import logging
@@ -20,6 +19,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from subprocess import DEVNULL
 from typing import NoReturn
 
 from shared.child.process import FOR_LIBRARIES, importing
@@ -41,46 +41,45 @@ FOR_SERVICES = (
     "services.inferencer.work",
     "services.notifier.__main__",
 )
-"""Not who asks those of the GPU for their ``CHILD``, which a program of the tests replaces."""
+"""Without ``__main__`` of the GPU services: ``CHILD``, which ``tests.support.warm`` replaces, would
+be read too early. None of these imports torch or what else reads ``FOR_LIBRARIES``.
+"""
 FOR_CHILDREN = ("services.trainer.training.train", "services.inferencer.generation.pipeline_cache")
 
 
 def start_server() -> None:
     """Have servers for all processes of these tests, and for what they start, unless there are.
 
-    They end with the process that all of them descend from. Who asks before they have imported all
-    waits.
+    They end with the process that all of them descend from. Who asks one that is still importing
+    waits until it is done.
     """
     if line := line_to_server(CHILDREN):
         line.close()
         return
-    # Unbuffered, as the services write their logs.
+    # Unbuffered, for the services' logs.
     command = [sys.executable, "-u", "-m", "tests.support.warm.server", str(os.getpid())]
-    subprocess.run(command, check=True, start_new_session=True)
+    subprocess.run(command, check=True, stdin=DEVNULL, stdout=DEVNULL, start_new_session=True)
 
 
 def main() -> None:
     """Return as soon as the servers, forks, can be asked."""
     root = int(sys.argv[1])
-    try:
-        listeners = {kind: [listening(kind, root)] for kind in (SERVICES, CHILDREN)}
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:  # another process starts them
-            return
-        raise
+    listeners = {kind: [listening(kind, root)] for kind in (SERVICES, CHILDREN)}
     if os.fork() == 0:
         be_servers(listeners, os.pidfd_open(root))
 
 
 def be_servers(listeners: dict[str, list[socket.socket]], root: int) -> NoReturn:
     for kind, those in listeners.items():
-        # What our forks start descends from us, not from root.
+        # Also under our own id: the ancestors of our forks end with us, not with root.
         those.append(listening(kind, os.getpid()))
     import_all(FOR_SERVICES)
     if os.fork():
         close(listeners[CHILDREN])
         serve(listeners[SERVICES], root)
     close(listeners[SERVICES])
+    if not asked_for(listeners[CHILDREN], root):
+        os._exit(0)
     os.environ |= FOR_LIBRARIES
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # as its children do
     import_all(FOR_CHILDREN)
@@ -116,12 +115,16 @@ def serve(listeners: Sequence[socket.socket], root: int) -> NoReturn:
     os._exit(0)
 
 
+def asked_for(listeners: Sequence[socket.socket], root: int) -> list[socket.socket]:
+    """Wait until somebody asks; none once the root process is gone."""
+    ready, _, _ = select.select([root, *(each.fileno() for each in listeners)], [], [])
+    return [] if root in ready else [each for each in listeners if each.fileno() in ready]
+
+
 def accepted(listeners: Sequence[socket.socket], root: int) -> socket.socket | None:
     """A line to the next who asks; None once the root process is gone."""
-    ready, _, _ = select.select([root, *(each.fileno() for each in listeners)], [], [])
-    if root in ready:
-        return None
-    return next(each for each in listeners if each.fileno() in ready).accept()[0]
+    ready = asked_for(listeners, root)
+    return ready[0].accept()[0] if ready else None
 
 
 def keep(line: socket.socket) -> None:

@@ -15,7 +15,7 @@ from shared.child.process import begin
 
 MESSAGE_BYTES = 65536
 CHILDREN, SERVICES = "children", "services"
-"""What there are servers for."""
+"""The two kinds of servers."""
 
 
 def address_of(kind: str, pid: int) -> str:
@@ -39,7 +39,7 @@ def connected(kind: str) -> socket.socket:
     """A line to the server of the nearest ancestor that has one."""
     if line := line_to_server(kind):
         return line
-    sys.exit("no ancestor has a warm server: the test lacks the fixture warm_children")
+    sys.exit(f"no server for {kind}: it has ended, or the test lacks the fixture warm_children")
 
 
 def line_to_server(kind: str) -> socket.socket | None:
